@@ -6,9 +6,10 @@ import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from types import TracebackType
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.edge.preprocess import preprocess
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
-from rws.edge.tasks.classify import Classification, ClassificationRecord, Classify
+from rws.edge.tasks.classify import Classification
 from rws.errors import FrameError, InputError, RwsError, first_line, from_library
 from rws.oracle.belief import Belief, CorruptionOracle
 from rws.oracle.policy import STEP, Policy
@@ -31,92 +32,79 @@ LATEST = 1e15  # seconds: no clock that stamps frames is that late
 STAGES = ("read", "preprocess", "oracle", "policy", "patch", "predict")
 
 
-class _PredictionRecord(TypedDict):
-    label: str
-    confidence: float
-
-
-class _BeliefRecord(TypedDict):
-    type: str
-    severity: float  # of `type`
-    expected_severity: float  # of the whole belief, in which clean counts as 0
-    probability: dict[str, float]
-
-
-class ResultRecord(ClassificationRecord):
-    """A result in plain types: all but the logits, rounded to what is worth reading."""
-
-    schema: str
-    index: int
-    name: str
-    captured_at: str
-    captured_monotonic_s: float
-    age_ms: float
-    belief: _BeliefRecord
-    mix: dict[str, float]
-    changed: bool
-    observed: bool
-    unpatched: _PredictionRecord | None
-    on_original: _PredictionRecord | None
-    times_ms: dict[str, float]
-    media_time_s: float | None
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What the pipeline found in one frame."""
+    """What the pipeline found in one frame; `output` is what its task reads, of a classifier a `Classification`."""
 
     index: int  # of the frame in its source
     name: str  # of the frame, as it may be shown: printable, and of a URL scheme and host only
     captured_at: float  # seconds of the source's clock
     captured_time: float  # the same moment by the calendar, seconds since 1970, UTC
     age_ms: float  # from capture to this result
-    output: Classification
+    output: Any
     belief: Belief  # of the oracle, and of the temporal filter, if any
     mix: Mapping[str, float]  # the signatures in effect for this frame, {name: alpha}; {} is the clean model
     changed: bool  # whether the weights were changed for this frame
     times_ms: Mapping[str, float]  # of each stage in `STAGES`; the temporal filter counts as oracle
-    task: Task[Classification, ClassificationRecord]  # draws the output and puts it into plain types
+    task: Task[Any]  # draws the output and puts it into words and plain types
     frame_ref: weakref.ref[Frame]  # weak, so that results that are kept hold no images
     observed: bool = True  # whether the oracle looked at this frame; otherwise belief and mix are the last frame's
-    unpatched: Prediction | None = None  # what the clean model says of the same frame; None if not asked for
-    on_original: Prediction | None = None  # what it says of the frame before it was corrupted on purpose, if it was
+    unpatched: Any = None  # the clean model's output for the same frame; None if not asked for
+    on_original: Any = None  # its output for the frame before it was corrupted on purpose, if it was
     media_time: float | None = None  # of the frame, seconds of its source's own time line; None: it has none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", shown(self.name))
 
+    @cached_property
+    def summary(self) -> tuple[str, float | None]:
+        """The output in a few words, of a classifier its best class; and how sure the model is of it, 0…1, or None."""
+        return self.task.summary(self.output)
+
     @property
     def top(self) -> tuple[Prediction, ...]:
-        """The most probable classes with their softmax probabilities, the best first."""
-        return self.output.top
+        """The most probable classes with their softmax probabilities, the best first; of a classifier only."""
+        return self._classification.top
 
     @property
     def label(self) -> str:
-        """The name of the predicted class."""
-        return self.top[0].label
+        """The name of the predicted class; of a classifier only."""
+        return self._classification.label
 
     @property
     def class_index(self) -> int:
-        """The index of the predicted class in the bundle's classes."""
-        return self.top[0].class_index
+        """The index of the predicted class in the bundle's classes; of a classifier only."""
+        return self._classification.class_index
 
     @property
     def confidence(self) -> float:
-        """The softmax probability of the predicted class, 0…1."""
-        return self.top[0].confidence
+        """The softmax probability of the predicted class, 0…1; of a classifier only."""
+        return self._classification.confidence
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """The logits, float32, shape (K,)."""
-        return self.output.logits
+        """The logits, float32, shape (K,); of a classifier only."""
+        return self._classification.logits
+
+    @property
+    def _classification(self) -> Classification:
+        if isinstance(self.output, Classification):
+            return self.output
+        raise InputError(
+            f"a result of the task {self.task.name} has no single class; read `result.output` or `result.summary`"
+        )
 
     def __repr__(self) -> str:
         patch = f"patch {describe_mix(self.mix)}" if self.mix else "no patch"
         return (
-            f"Result(#{self.index} {self.name}: {self.label} {self.confidence:.0%}, {self.belief.type} "
+            f"Result(#{self.index} {self.name}: {self.describe(self.output)}, {self.belief.type} "
             f"{self.belief.probability.max():.0%}, {patch}, {sum(self.times_ms.values()):.1f} ms)"
         )
+
+    def describe(self, output: Any) -> str:
+        """Return an output of this task, such as `unpatched`, in words, e.g. `dog 87%`."""
+        text, confidence = self.task.summary(output)
+        return text if confidence is None else f"{text} {confidence:.0%}"
 
     def plot(self) -> NDArray[np.uint8]:
         """Return the annotated frame, uint8 (h, w, 3), RGB; an `InputError` if a newer frame has taken its place."""
@@ -126,8 +114,8 @@ class Result:
             f"{self.name}: frame {self.index} is no longer in memory; call plot() before the next frame is read"
         )
 
-    def to_dict(self) -> ResultRecord:
-        """Return plain types, ready for `json.dumps`."""
+    def to_dict(self) -> dict[str, object]:
+        """Return plain types, ready for `json.dumps`: what the task gives, and the summary as `label`, `confidence`."""
         belief = self.belief
         pairs = zip(belief.names, belief.probability.tolist(), strict=True)
         return {
@@ -138,6 +126,7 @@ class Result:
             "captured_monotonic_s": round(self.captured_at, 6),
             "age_ms": round(self.age_ms, 3),
             **self.task.to_dict(self.output),
+            **self._summary_record(self.output),
             "belief": {
                 "type": belief.type,
                 "severity": round(belief.type_severity, 3),
@@ -147,11 +136,15 @@ class Result:
             "mix": {name: round(alpha, 4) for name, alpha in self.mix.items()},
             "changed": self.changed,
             "observed": self.observed,
-            "unpatched": _prediction_record(self.unpatched),
-            "on_original": _prediction_record(self.on_original),
+            "unpatched": None if self.unpatched is None else self._summary_record(self.unpatched),
+            "on_original": None if self.on_original is None else self._summary_record(self.on_original),
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
             "media_time_s": None if self.media_time is None else round(self.media_time, 6),
         }
+
+    def _summary_record(self, output: Any) -> dict[str, object]:
+        text, confidence = self.task.summary(output)
+        return {"label": text, "confidence": None if confidence is None else round(confidence, 4)}
 
 
 @dataclass(frozen=True)
@@ -165,8 +158,8 @@ class Pipeline:
     oracle: CorruptionOracle
     policy: Policy
     filter: BeliefFilter | None  # None treats every frame as independent of the others
-    task: Task[Classification, ClassificationRecord]
-    input_size: tuple[int, int]  # the model's (height, width), pixels
+    task: Task[Any]
+    input: InputSpec  # of the model
     name: str = ""  # of the bundle
     alpha_limit: float = math.inf  # of the mixes that the policy may choose: no strength is larger
 
@@ -182,10 +175,9 @@ class Pipeline:
         options, manifest = options or ModelOptions(), bundle.manifest
         model, oracle = bundle.model(options), bundle.oracle(threads=options.threads)
         policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
-        task, size = Classify(manifest.classes), (manifest.input.height, manifest.input.width)
         limit = float(np.abs(bundle.table.alpha).max()) + STEP  # a policy may round up
         bundle.release()
-        return cls(model, oracle, policy, smoothing, task, size, manifest.name, limit)
+        return cls(model, oracle, policy, smoothing, bundle.task(), manifest.input, manifest.name, limit)
 
     def step(
         self,
@@ -208,10 +200,11 @@ class Pipeline:
         if not abs(frame.captured_at) < LATEST:  # NaN is not, either
             raise InputError(f"frame {frame.index}: was captured at {frame.captured_at}, expected seconds of the clock")
         marks = [clock()]
-        x = preprocess(frame.image, *self.input_size)
+        x, placement = preprocess(frame.image, self.input)
+        view = x if self._oracle_sees_input or held is not None else preprocess(frame.image, self._view)[0]
         marks.append(clock())
         with _Stage("bad_belief") as stage:
-            belief = self._observe(x, frame.media_time) if held is None else held.belief
+            belief = self._observe(view, frame.media_time) if held is None else held.belief
             marks.append(clock())
             stage.failure = "bad_mix"
             mix = self._choose(belief) if held is None else held.mix
@@ -221,7 +214,7 @@ class Pipeline:
             stage.failure = "bad_output"
             outputs = self.model.predict(x)
             marks.append(clock())
-            output = self.task.read(outputs)
+            output = self.task.read(outputs, placement)
         age = marks[-1] - frame.captured_at
         durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
@@ -248,17 +241,17 @@ class Pipeline:
         """
         with _Stage("bad_output"):
             self.model.apply({})
-            unpatched = self._predict(frame.image) if result.mix else result.top[0]
+            unpatched = self._predict(frame.image) if result.mix else result.output
             on_original = None if frame.original is None else self._predict(frame.original)
             self.model.apply(result.mix)
         return replace(result, unpatched=unpatched, on_original=on_original)
 
     def warm_up(self) -> None:
         """Run all once, since the first run allocates; an `InputError` if the task cannot read the model's output."""
-        x = np.zeros((3, *self.input_size), np.float32)
         with suppress(FrameError), _Stage("bad_belief"):  # what it says of a black image matters to nobody
-            self.oracle.observe(x)
-        self.task.check(self.model.predict(x).shape)
+            self.oracle.observe(np.zeros(self._view.shape, np.float32))
+        outputs = self.model.predict(np.zeros(self.input.shape, self.input.dtype))
+        self.task.check([output.shape for output in outputs])
 
     def reset(self) -> None:
         """Give the model its clean weights back, and forget the frames before."""
@@ -266,6 +259,14 @@ class Pipeline:
         self.policy.reset()
         if self.filter is not None:
             self.filter.reset()
+
+    @cached_property
+    def _view(self) -> InputSpec:
+        return self.input.view
+
+    @cached_property
+    def _oracle_sees_input(self) -> bool:
+        return self.input == self._view
 
     def _observe(self, x: NDArray[np.float32], media_time: float | None) -> Belief:
         if self.filter is None:
@@ -279,8 +280,9 @@ class Pipeline:
             raise InputError(f"policy: chose {describe_mix(mix)}, expected strengths up to {self.alpha_limit:g}")
         return mix
 
-    def _predict(self, image: NDArray[np.uint8]) -> Prediction:
-        return self.task.read(self.model.predict(preprocess(image, *self.input_size))).top[0]
+    def _predict(self, image: NDArray[np.uint8]) -> Any:
+        x, placement = preprocess(image, self.input)
+        return self.task.read(self.model.predict(x), placement)
 
 
 class _Stage:
@@ -300,7 +302,3 @@ class _Stage:
 def describe_mix(mix: Mapping[str, float]) -> str:
     """Return a mix in one line, e.g. `fog 0.80 + snow 0.20`; `clean weights` if it is empty."""
     return " + ".join(f"{name} {alpha:.2f}" for name, alpha in mix.items()) or "clean weights"
-
-
-def _prediction_record(prediction: Prediction | None) -> _PredictionRecord | None:
-    return None if prediction is None else {"label": prediction.label, "confidence": round(prediction.confidence, 4)}

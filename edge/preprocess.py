@@ -1,15 +1,83 @@
-"""From a frame of any size to the model's input."""
+"""From a frame of any size to the model's input, and from the input's pixels back to the frame's."""
 
 import os
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass as schema
 
+from rws.edge.common.schema import STRICT, Whole
 from rws.errors import InputError
 
 Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads and writes BGR
+Side = Annotated[int, Field(gt=0, le=4096)]
+PADDING = 114  # grey around an image that was letterboxed
+
+_COLOURS: Mapping[str, Callable[[NDArray[np.uint8]], Any]] = {
+    "RGB": lambda image: image,
+    "BGR": lambda image: image[:, :, ::-1],
+    "GREY": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None],
+    "RGBA": lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),
+}
+
+
+@schema(frozen=True, config=STRICT)
+class InputSpec:
+    """What a model takes: its size in pixels, channels (alpha is opaque), layout, dtype, and values from 0 to `high`.
+
+    `fit` says how a frame of another shape becomes one of this size: `crop` cuts its centre out, `stretch` changes its
+    proportions, `letterbox` keeps all of it and adds grey at two sides. A uint8 input has values to 255.
+    """
+
+    height: Side
+    width: Side
+    colour: Literal["RGB", "BGR", "GREY", "RGBA"]
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    high: Annotated[Literal[1, 255], Whole] = 1
+    fit: Literal["crop", "stretch", "letterbox"] = "crop"
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "InputSpec":
+        if self.dtype == "uint8" and self.high == 1:
+            raise ValueError("a uint8 input with high 255")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of one image, as the model takes it, without the batch axis."""
+        channels = {"GREY": 1, "RGBA": 4}.get(self.colour, 3)
+        size = (self.height, self.width)
+        return (channels, *size) if self.layout == "NCHW" else (*size, channels)
+
+    @property
+    def view(self) -> "InputSpec":
+        """What an oracle takes of the same size: float32, NCHW, RGB, 0…1, cropped."""
+        return InputSpec(self.height, self.width, "RGB")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a frame lies in the model's input: x there is x · `scale_x` + `left`, y there is y · `scale_y` + `top`."""
+
+    frame_size: tuple[int, int]  # height, width, pixels
+    input_size: tuple[int, int]
+    scale_x: float
+    scale_y: float
+    left: float
+    top: float
+
+    def to_frame(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of the frame: float32, within it."""
+        shift, scale = (self.left, self.top) * 2, (self.scale_x, self.scale_y) * 2
+        height, width = self.frame_size
+        placed = (boxes.astype(np.float64) - shift) / scale
+        return np.asarray(placed.clip(0, (width, height, width, height)), np.float32)
 
 
 def to_rgb(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
@@ -46,32 +114,63 @@ def check_image(image: object) -> None:
     raise InputError(f"image: found {found}, expected uint8 of shape (H, W, 3); {advice}")
 
 
-def preprocess(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """Fit a frame to the model: crop the centre to the input's shape, resize, scale to 0…1.
+def preprocess(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[Any], Placement]:
+    """Fit a frame to the model: its size, channels, layout, dtype and range; return also how it was fitted.
 
-    An image that has the right size already is not resampled: its values are x / 255, exactly. Shrinking averages
-    areas, growing interpolates linearly.
+    An image that has the right size already is not resampled: its values are x / 255, exactly, for a range to 1.
+    Shrinking averages areas, growing interpolates linearly.
 
     Args:
         image: uint8, shape (H, W, 3), RGB, any size; an `InputError` if it is something else.
-        height, width: size of the model's input, pixels.
 
-    Returns float32, shape (3, height, width), RGB, range 0…1, contiguous, not normalised.
+    Returns an array of `spec.shape` and `spec.dtype`, contiguous, not normalised.
     """
     check_image(image)
-    fitted = image if image.shape[:2] == (height, width) else cover(image, height, width)
-    x: NDArray[np.float32] = np.ascontiguousarray(fitted.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
-    return x
+    fitted, placement = _fit(image, spec)
+    x: NDArray[Any] = _COLOURS[spec.colour](fitted)
+    x = np.ascontiguousarray(x.transpose(2, 0, 1) if spec.layout == "NCHW" else x)
+    if spec.dtype != "uint8":
+        x = x.astype(np.float32)
+        x = (x if spec.high == 255 else x / np.float32(255)).astype(spec.dtype, copy=False)
+    return x, placement
+
+
+def _fit(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Placement]:
+    height, width = image.shape[:2]
+    sizes = (height, width), (spec.height, spec.width)
+    if (height, width) == (spec.height, spec.width):
+        return image, Placement(*sizes, 1.0, 1.0, 0.0, 0.0)
+    if spec.fit == "crop":
+        top, left, rows, columns = _centre(height, width, spec.height, spec.width)
+        scale_y, scale_x = spec.height / rows, spec.width / columns
+        placement = Placement(*sizes, scale_x, scale_y, -left * scale_x, -top * scale_y)
+        return cover(image, spec.height, spec.width), placement
+    rows, columns = spec.height, spec.width
+    if spec.fit == "letterbox":
+        scale = min(rows / height, columns / width)
+        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    # A border of an odd number of pixels has the smaller half on the left and at the top.
+    top, left = (spec.height - rows) // 2, (spec.width - columns) // 2
+    fitted = np.full((spec.height, spec.width, 3), PADDING, np.uint8)
+    fitted[top : top + rows, left : left + columns] = _resize(image, rows, columns)
+    return fitted, Placement(*sizes, columns / width, rows / height, float(left), float(top))
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Crop the centre of an image, uint8 (H, W, 3), any colour order, to the wanted shape, and resize it."""
-    scale = max(height / image.shape[0], width / image.shape[1])
     # Cropped first: what is cut off is not computed, and a whole-numbered scale stays whole, which OpenCV does faster.
-    rows, columns = (
-        max(1, min(round(wanted / scale), found))
-        for wanted, found in zip((height, width), image.shape[:2], strict=True)
-    )
-    top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
-    cropped, method = image[top : top + rows, left : left + columns], cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(cropped, (width, height), interpolation=method), np.uint8)
+    top, left, rows, columns = _centre(image.shape[0], image.shape[1], height, width)
+    return _resize(image[top : top + rows, left : left + columns], height, width)
+
+
+def _centre(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
+    """Return top, left, rows and columns of the part of an image that has the wanted proportions."""
+    scale = max(to_height / height, to_width / width)
+    rows, columns = max(1, min(round(to_height / scale), height)), max(1, min(round(to_width / scale), width))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)

@@ -51,7 +51,7 @@ class Runtime(Closing):
     ) -> None:
         if oracle_every < 1:
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
-        self.compare = False  # whether the clean model classifies each frame as well (`Result.unpatched`)
+        self.compare = False  # whether the clean model runs on each frame as well (`Result.unpatched`)
         self.rejections: Counter[str] = Counter()  # frames of this stream without a result, by `FrameError.reason`
         self.clock, self.wall_clock = clock, wall_clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0

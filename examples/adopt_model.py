@@ -16,10 +16,10 @@ import torch
 from rws import Bundle
 from rws.benchmarks.demo.stream import load_stream
 from rws.training.adopt.build import AdoptionBuild
-from rws.training.adopt.graph import Preprocessing
-from rws.training.adopt.model import adopt_model, load_classifier
+from rws.training.adopt.model import adopt_model
 from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.data.clean_images import CleanImages, load_clean_images
+from rws.training.models.foreign import load_model
 
 MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
 
@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="training steps per signature; default: 50")
     options = parser.parse_args()
 
-    # For a model that expects 0…255, or ImageNet's mean and std: Preprocessing(scale=255, mean=…, std=…).
-    model = adopt_model(load_classifier(options.model, size=None), Preprocessing(), size=None)
-    images = load_clean_images(options.images, model.size) if options.images else demo_images()
+    # For a model that expects 0…255, or ImageNet's mean and std: ImportOptions(preprocessing=Preprocessing(…)).
+    model = adopt_model(load_model(options.model))
+    size = (model.input.height, model.input.width)
+    images = load_clean_images(options.images, size) if options.images else demo_images()
     recipe = replace(AdoptRecipe(steps=options.steps, common=2 * options.steps).quick(), steps=options.steps)
     work = options.out.with_name(options.out.name + ".work")  # a build that was stopped continues from here
     build = AdoptionBuild(model, images, recipe, work, name="my model", progress=lambda record: print(record["job"]))

@@ -33,6 +33,10 @@ class BundleError(FormatError):
     """A bundle, or the model in it, is missing a part, altered, or of another format than this version reads."""
 
 
+class OperatorError(BundleError):
+    """A model has an operator that torch cannot compute, so that nothing can be trained through it."""
+
+
 class StrategyUnavailableError(BundleError):
     """No strategy, or not the one asked for, works for this model here, or it cannot do what was called."""
 

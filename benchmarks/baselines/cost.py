@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from rws.benchmarks.baselines.base import to_torch
 from rws.benchmarks.baselines.models import BaselineModels
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
-from rws.benchmarks.common.memory import can_measure, give_back_unused, private_bytes, run_main, status_bytes
+from rws.benchmarks.common.memory import can_measure, private_bytes, run_main, status_bytes
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.ours import Ours
 from rws.benchmarks.streams.protocols import Floats, Ints, Method
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.common.resources import return_memory
 from rws.errors import InputError
 from rws.training.corruptions import CORRUPTIONS
 
@@ -42,40 +44,8 @@ class Sample(NamedTuple):
     severities: Floats
 
 
-class Timing(TypedDict):
-    """Milliseconds per frame (median over the rounds), and the ratio to `std` with its 95 % interval."""
-
-    ms: float
-    ratio: float
-    low: float
-    high: float
-
-
-class MethodMemory(TypedDict, total=False):
-    """Bytes of private memory of a method in a separate process, one thread.
-
-    `held`: between frames, beyond Python, its packages and the bundle's description; `peak`: the most on top of that
-    while it classifies a batch.
-    """
-
-    held: int
-    peak: int
-
-
-class CostRow(Timing, MethodMemory):
-    """A method on an engine at a batch size, and the bytes that it carries; `MethodMemory` on Linux only."""
-
-    engine: str
-    method: str
-    batch: int
-    carried: int
-
-
-class Cost(TypedDict):
-    """The rows of all methods, and the threads that they ran on."""
-
-    threads: int
-    rows: list[CostRow]
+Timing = Mapping[str, float]
+"""Milliseconds per frame, `ms` (median over the rounds), and the `ratio` to `std` with its 95 % interval."""
 
 
 def time_methods(
@@ -100,7 +70,7 @@ def time_methods(
     found = {"std": (np.median([block.typical() for block in base]), 1.0, 1.0, 1.0)}
     found |= {name: (np.median(case.typical()), *case.ratio()) for name, case in measured.items()}
     rounded = {name: [round(float(value), 4) for value in found[name]] for name in make}
-    return {name: Timing(ms=ms, ratio=ratio, low=low, high=high) for name, (ms, ratio, low, high) in rounded.items()}
+    return {name: dict(zip(("ms", "ratio", "low", "high"), values, strict=True)) for name, values in rounded.items()}
 
 
 def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
@@ -114,23 +84,27 @@ def _blocks(method: Method, sample: Sample, batch: int) -> Callable[[], Block]:
     return timed_blocks(step, frames=batch)
 
 
-def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> MethodMemory:
-    """Measure the memory of a method in a fresh process; Linux only. Raise RwsError if the process fails."""
+def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: int) -> Mapping[str, int]:
+    """Measure the bytes of private memory of a method in a fresh process, one thread; Linux only.
+
+    `held`: between frames, beyond Python, its packages and the bundle's description; `peak`: the most on top of that
+    while it classifies a batch. Raise RwsError if the process fails.
+    """
     arguments = (engine, name, str(bundle.path), str(work), str(batch))
-    memory: MethodMemory = run_main("rws.benchmarks.baselines.cost", name, *arguments)
+    memory: Mapping[str, int] = run_main("rws.benchmarks.baselines.cost", name, *arguments)
     return memory
 
 
 def measure_cost(
     bundle: Bundle, work: Path, sample: Sample, batches: Sequence[int] = (1, 64), repeats: int = 3, rounds: int = 7
-) -> Cost:
+) -> Record:
     """Measure time and memory of every method per frame, one thread; ratios are to `std` on the same engine.
 
     Ours go frame by frame at any batch, so they have batch 1 only. Raises InputError if a model is not trained yet, or
     the sample has fewer frames than the largest batch.
     """
     models = BaselineModels(bundle, None, work)
-    rows: list[CostRow] = []
+    rows: list[Record] = []
     with _one_thread():
         for batch in batches:
             for engine, names in ENGINES.items():
@@ -139,10 +113,10 @@ def measure_cost(
                 times = time_methods(make, sample, batch, repeats=repeats, rounds=rounds) if here[1:] else {}
                 for name, timing in times.items():
                     carried = _carried(name, make[name](), bundle)
-                    memory = measure_memory(engine, name, bundle, work, batch) if can_measure() else MethodMemory()
-                    row = CostRow(engine=engine, method=name, batch=batch, **timing, carried=carried, **memory)
-                    rows.append(row)
-    return Cost(threads=1, rows=rows)
+                    memory = measure_memory(engine, name, bundle, work, batch) if can_measure() else {}
+                    measured = {**timing, "carried": carried, **memory}
+                    rows.append({"engine": engine, "method": name, "batch": batch, **measured})
+    return {"threads": 1, "rows": rows}
 
 
 @contextmanager
@@ -171,9 +145,7 @@ def _carried(name: str, method: Method, bundle: Bundle) -> int:
 
 def _warm_up_imports(x: Tensor) -> None:
     """Import and run what only some methods use, so that no method is charged for Python packages."""
-    from rws.edge.onnx import torchvision_compat  # noqa: F401  # onnx2torch imports torchvision
-
-    import onnx2torch  # noqa: F401  # isort: skip
+    from rws.edge.onnx import torch_graph  # noqa: F401
 
     layer = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in `prepared`
     F.batch_norm(layer(x), None, None, training=True).sum().backward()  # type: ignore[no-untyped-call]  # as in `Tent`
@@ -181,7 +153,7 @@ def _warm_up_imports(x: Tensor) -> None:
 
 
 def main() -> None:
-    """Print a `MethodMemory` of this process as JSON; `sys.argv` holds the arguments of `measure_memory`."""
+    """Print the memory of this process as JSON; `sys.argv` holds the arguments of `measure_memory`."""
     engine, name, path, work, batch = sys.argv[1:]
     torch.set_num_threads(1)
     bundle, count = Bundle.load(path), int(batch)
@@ -190,16 +162,16 @@ def main() -> None:
     types = np.arange(count) % (1 + len(CORRUPTIONS)) - 1
     severities = np.where(types < 0, 0, 5).astype(np.float32)
     _warm_up_imports(to_torch(x))
-    give_back_unused()
+    return_memory()
     before = private_bytes()
     method = make_method(engine, name, BaselineModels(bundle, None, Path(work)))
     for _ in range(3):
         method.classify(x, types, severities)
-    give_back_unused()
+    return_memory()
     held = private_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
     resident = status_bytes("VmRSS:")
     for _ in range(3):
         method.classify(x, types, severities)
     peak = status_bytes("VmHWM:")
-    print(json.dumps(MethodMemory(held=held - before, peak=peak - resident)))
+    print(json.dumps({"held": held - before, "peak": peak - resident}))

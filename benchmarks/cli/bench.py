@@ -13,21 +13,22 @@ from rws.benchmarks.cli.live import live
 from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
-from rws.benchmarks.cli.zoo import zoo, zoo_curve
+from rws.benchmarks.cli.zoo import models, zoo, zoo_curve
 from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
 if TYPE_CHECKING:
     from rws.benchmarks.common.models import BenchmarkModel
+    from rws.benchmarks.common.tables import Record
     from rws.benchmarks.latency.options import LatencyOptions
-    from rws.benchmarks.latency.run import LatencyResult
 
 bench = typer.Typer(no_args_is_help=True, help="Measure parts of the project.", add_completion=False)
 _COMMANDS: dict[str, Callable[..., None]] = {
     **COMMANDS,
     "damage": damage,
     "live": live,
+    "models": models,
     "streams": streams,
     "zoo": zoo,
     "zoo-curve": zoo_curve,
@@ -215,7 +216,7 @@ def _latency(
         table.mkdir(parents=True, exist_ok=True)
     often: dict[str, Any] = {"rounds": options.rounds, "repeats": options.repeats}
 
-    def keep(found: LatencyResult) -> None:
+    def keep(found: Record) -> None:
         save(report, "latency/1", found, seed=options.seed, layers=layers, device=options.device, **often)
         if table is not None:
             write_rows(table / csv_name(found), found)

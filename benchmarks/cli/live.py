@@ -15,7 +15,7 @@ from rws.edge.common.extras import require
 from rws.terminal import say
 
 if TYPE_CHECKING:
-    from rws.benchmarks.common.interleave import Row
+    from rws.benchmarks.common.tables import Record
 
 
 def live(
@@ -44,7 +44,7 @@ def live(
         from rws.benchmarks.live.models import DEFAULT
         from rws.benchmarks.live.table import TableOptions, measure_table
 
-    def keep(rows: list[Row]) -> None:
+    def keep(rows: list[Record]) -> None:
         save(report, "live/1", {"rows": rows}, seed=seed, rounds=rounds, threads=1)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from rws.benchmarks.cli.options import open_bundle, save
 from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.errors import UsageError
-from rws.terminal import say, show
+from rws.terminal import result_console, say
 
 
 def replay(
@@ -37,12 +37,12 @@ def replay(
     """
     severities = _severities(severity)
     with require("bench"):
-        from rws.benchmarks.replay.replay import format_replay
+        from rws.benchmarks.replay.replay import print_replay
         from rws.benchmarks.replay.replay import replay as run
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
     result = run(open_bundle(bundle), data, severities, options)
-    show(format_replay(result))
+    print_replay(result, result_console())
     save(report, "replay/1", result, data)
 
 

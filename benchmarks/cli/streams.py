@@ -12,7 +12,7 @@ from rws.benchmarks.cli.options import open_bundle, save
 from rws.edge.cli.parameters import BundleOption, JsonOption, output
 from rws.edge.common.extras import require
 from rws.errors import UsageError
-from rws.terminal import STDOUT, say, show
+from rws.terminal import STDOUT, result_console, say
 
 Severity = Enum("Severity", {"1": "1", "2": "2", "3": "3", "4": "4", "5": "5", "all": "all"})
 
@@ -55,7 +55,7 @@ def streams(
         if given and baselines is None:
             raise UsageError(f"{option} is for the baselines; give --baselines as well")
     with require("bench"):
-        from rws.benchmarks.replay.streams import StreamOptions, format_streams, replay_streams, write_accuracies
+        from rws.benchmarks.replay.streams import StreamOptions, print_streams, replay_streams, write_accuracies
         from rws.benchmarks.streams.protocols import PROTOCOLS
     options = StreamOptions(
         protocols=PROTOCOLS if protocol is None or "all" in protocol else protocol,
@@ -71,7 +71,7 @@ def streams(
         progress=say,
     )
     result = replay_streams(open_bundle(bundle), data, options)
-    show(format_streams(result))
+    print_streams(result, result_console())
     save(report, "streams/1", result, data, threads=threads)
     if table is not None:
         write_accuracies(table, result)

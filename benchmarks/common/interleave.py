@@ -15,13 +15,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.common.tables import Record
+
 BLOCK_SECONDS = 0.1
 FEWEST_FRAMES, MOST_FRAMES = 3, 50
 RESAMPLES = 2000
 
 Key = TypeVar("Key", bound=Hashable)
-Row = dict[str, str | int | float | None]
-"""A row of a result whose keys depend on what was measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def interleave(
     return seen
 
 
-def percentiles(values: NDArray[np.float64]) -> Row:
+def percentiles(values: NDArray[np.float64]) -> Record:
     """Return `p50_ms`, `p95_ms` and `p99_ms` of milliseconds."""
     return {f"p{q}_ms": round(float(np.percentile(values, q)), 5) for q in (50, 95, 99)}
 

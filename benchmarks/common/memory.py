@@ -1,7 +1,5 @@
 """A process's private, anonymous memory (shared pages depend on others): imports alone, sessions, or a live model."""
 
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import numpy as np
 import onnxruntime
 
 from rws.edge.common.child import python_command
+from rws.edge.common.resources import return_memory
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.errors import RwsError
@@ -80,14 +79,6 @@ def _hold(kind: Kind, size: int, files: Sequence[str]) -> list[Any]:
     return sessions
 
 
-def give_back_unused() -> None:
-    """Return what Python and the C library hold unused to the system."""
-    gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc
-        libc.malloc_trim(0)
-
-
 def private_bytes() -> int:
     """Return the bytes of private, anonymous memory that this process holds; see `can_measure`."""
     return status_bytes("Anonymous:", _COUNTS)
@@ -102,7 +93,7 @@ def main() -> None:
     """Measure this process and print a `Memory` as JSON; `sys.argv` holds the arguments of `measure`."""
     kind, size, *files = sys.argv[1:]
     held = _hold(kind, int(size), files)  # type: ignore[arg-type]
-    give_back_unused()
+    return_memory()
     # getrusage would give the parent's peak if that was higher: Linux hands it down through exec.
     peak = status_bytes("VmHWM:")
     print(json.dumps(asdict(Memory(private_bytes(), peak, held[0].description if kind == "live" else ""))))

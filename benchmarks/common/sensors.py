@@ -6,10 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency of ours
 import torch
+
+from rws.benchmarks.common.tables import Record
 
 Readings = dict[str, float | None]
 Reading = tuple[float | None, float | None, float | None]
@@ -49,31 +51,18 @@ class Sensors:
         return dict(zip(("clock_mhz", "temperature_c", "power_w"), rounded, strict=True))
 
 
-class Platform(TypedDict, total=False):
-    """What else decides a time: the device, its load, and the sensors' readings `before` and `after`."""
-
-    device: str
-    cores: int
-    memory_gb: float
-    governor: str | None
-    load_average: list[float]
-    cuda: str | None
-    before: Readings
-    after: Readings
-
-
-def describe_platform(device: str) -> Platform:
+def describe_platform(device: str) -> Record:
     """Describe the platform before anything is measured."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     affinity = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else ()
-    return Platform(
-        device=device_name(device),
-        cores=len(affinity) or os.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
-        governor=governor.read_text().strip() if governor.is_file() else None,
-        load_average=[round(load, 2) for load in psutil.getloadavg()],
-        cuda=torch.version.cuda if device == "cuda" else None,
-    )
+    return {
+        "device": device_name(device),
+        "cores": len(affinity) or os.cpu_count() or 1,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "governor": governor.read_text().strip() if governor.is_file() else None,
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
+        "cuda": torch.version.cuda if device == "cuda" else None,
+    }
 
 
 def device_name(device: str) -> str:

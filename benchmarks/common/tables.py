@@ -11,6 +11,9 @@ from rich.table import Table
 
 from rws.edge.common.files import write_text
 
+Record = dict[str, Any]
+"""A result or a part of it, as its JSON file holds it; docs/reference/results.md describes the keys."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -35,6 +38,11 @@ class Column:
         """Return the formatted cell of a row."""
         value = self.value(row)
         return "" if value is None else format(value, self.format)
+
+
+def spoken(name: str) -> str:
+    """Return a name with spaces instead of underscores."""
+    return name.replace("_", " ")
 
 
 def label(title: str, cell: str | int | Callable[[Any], object]) -> Column:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypedDict
 
 import av
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.damage.faults import damage
 from rws.benchmarks.demo.stream import DEMO_DATA
 from rws.edge.sources.base import Source
@@ -29,38 +29,6 @@ ENCODINGS: Mapping[str, Sequence[int]] = {
 }
 
 
-class ImageDamage(TypedDict):
-    """What happened to the damaged JPEGs from one source; `silent`: neither libjpeg nor FFmpeg reports anything."""
-
-    source: str
-    damaged: int
-    reported: int
-    reported_passed: int
-    silent: int
-    silent_visible: int
-    silent_visible_passed: int
-    visible: int
-    good: int
-    good_rejected: int
-    errors: int
-
-
-class SeamCheck(TypedDict):
-    """What a check of seams between blocks would catch of the visible, silent damage, and at what threshold."""
-
-    good: int
-    good_rejected: float
-    silent_visible: int
-    caught: float
-
-
-class ImageResult(TypedDict):
-    """The folder, the stream of JPEGs, and the check of seams."""
-
-    images: list[ImageDamage]
-    seams: SeamCheck
-
-
 def read_images(folder: Path | None) -> list[NDArray[np.uint8]]:
     """Return the images of a folder, uint8 (H, W, 3) RGB, or by default two parts of the sheet of `rws demo`."""
     if folder is not None:
@@ -74,7 +42,7 @@ def read_sheet() -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(cv2.imread(str(DEMO_DATA / "frames.webp")), cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def fuzz_images(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> ImageResult:
+def fuzz_images(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> Record:
     """Damage `count` JPEGs made of the images, uint8 (H, W, 3) RGB, and read them with as many good ones.
 
     `folder` is where the files are written.
@@ -90,28 +58,28 @@ def fuzz_images(images: Sequence[NDArray[np.uint8]], count: int, seed: int, fold
         for source in ("folder", "mjpeg")
     ]
     silent = [hurt[n] for n in range(count) if not reported[n] and quality[n] < VISIBLE_DB]
-    return ImageResult(images=found, seams=_seam_check(clean, [_decode(data) for data in silent]))
+    return {"images": found, "seams": _seam_check(clean, [_decode(data) for data in silent])}
 
 
-def _count(source: str, passed: set[int] | None, reported: list[bool], quality: list[float], good: int) -> ImageDamage:
+def _count(source: str, passed: set[int] | None, reported: list[bool], quality: list[float], good: int) -> Record:
     """Count the damaged images, whose numbers come before those of the good ones."""
     through, count = passed or set[int](), len(reported)
-    changed = [n for n in range(count) if quality[n] < np.inf]
-    silent = [n for n in changed if not reported[n]]
-    visible = [n for n in changed if quality[n] < VISIBLE_DB]
-    return ImageDamage(
-        source=source,
-        damaged=len(changed),
-        reported=len(changed) - len(silent),
-        reported_passed=len(through.intersection(changed) - set(silent)),
-        silent=len(silent),
-        silent_visible=len(set(silent).intersection(visible)),
-        silent_visible_passed=len(through.intersection(silent, visible)),
-        visible=len(visible),
-        good=good,
-        good_rejected=sum(n not in through for n in range(count, count + good)),
-        errors=int(passed is None),
-    )
+    changed = {n for n in range(count) if quality[n] < np.inf}
+    silent = {n for n in changed if not reported[n]}
+    visible = {n for n in changed if quality[n] < VISIBLE_DB}
+    return {
+        "source": source,
+        "damaged": len(changed),
+        "reported": len(changed - silent),
+        "reported_passed": len(through & changed - silent),
+        "silent": len(silent),
+        "silent_visible": len(silent & visible),
+        "silent_visible_passed": len(through & silent & visible),
+        "visible": len(visible),
+        "good": good,
+        "good_rejected": sum(n not in through for n in range(count, count + good)),
+        "errors": int(passed is None),
+    }
 
 
 def _passed(source: str, data: Sequence[bytes], folder: Path) -> set[int] | None:
@@ -176,11 +144,12 @@ def _is_reported(data: bytes) -> bool:
         return True
 
 
-def _seam_check(clean: Sequence[NDArray[np.uint8] | None], silent: Sequence[NDArray[np.uint8] | None]) -> SeamCheck:
+def _seam_check(clean: Sequence[NDArray[np.uint8] | None], silent: Sequence[NDArray[np.uint8] | None]) -> Record:
     good, bad = (np.array([_seam(image) for image in part if image is not None]) for part in (clean, silent))
     limit = np.quantile(good, GOOD_SHARE)
     caught = float((bad > limit).mean()) if len(bad) else 0.0
-    return SeamCheck(good=len(good), good_rejected=float((good > limit).mean()), silent_visible=len(bad), caught=caught)
+    rejected = float((good > limit).mean())
+    return {"good": len(good), "good_rejected": rejected, "silent_visible": len(bad), "caught": caught}
 
 
 def _seam(image: NDArray[np.uint8]) -> float:

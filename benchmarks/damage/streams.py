@@ -2,11 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TypedDict
 
 import av
 import cv2
@@ -14,6 +12,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.damage.faults import damage
 from rws.benchmarks.damage.images import VISIBLE_DB, read_sheet
 from rws.edge.sources.open import open_source
@@ -23,49 +22,17 @@ KINDS = ("lose", "flip", "cut", "swap", "zero")
 PACKET, RATE, FRAMES = 188, 25, 80  # bytes of a TS packet; frames per second; frames
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How a stream is made."""
-
-    container: str
-    options: Mapping[str, str]
-
-
+# FFmpeg's name of the container, and options of x264.
 _SMALL = {"g": "25", "preset": "veryfast", "crf": "23", "threads": "1"}
-ENCODINGS = {
-    "TS": Encoding("mpegts", {**_SMALL, "bf": "0"}),
-    "TS, B-frames": Encoding("mpegts", {**_SMALL, "bf": "3"}),
-    "TS, B-frames, open GOP": Encoding("mpegts", {**_SMALL, "bf": "3", "x264-params": "open-gop=1"}),
-    "TS, intra refresh": Encoding("mpegts", {**_SMALL, "bf": "0", "x264-params": "intra-refresh=1"}),
-    "MP4": Encoding("mp4", {**_SMALL, "bf": "0"}),
-    "MP4, B-frames": Encoding("mp4", {**_SMALL, "bf": "3"}),
+ENCODINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "TS": ("mpegts", {"bf": "0"}),
+    "TS, B-frames": ("mpegts", {"bf": "3"}),
+    "TS, B-frames, open GOP": ("mpegts", {"bf": "3", "x264-params": "open-gop=1"}),
+    "TS, intra refresh": ("mpegts", {"bf": "0", "x264-params": "intra-refresh=1"}),
+    "MP4": ("mp4", {"bf": "0"}),
+    "MP4, B-frames": ("mp4", {"bf": "3"}),
 }
-
-
-class StreamDamage(TypedDict):
-    """What happened to damaged streams; `name`: their encoding or damage; `refused`: not opened or a typed error.
-
-    `wrong`: frames below 25 dB against each undamaged frame; `equal`: frames that FFmpeg gives equal to an undamaged
-    one; `good`: those of them of which no byte was damaged, nor any of a frame that they refer to.
-    """
-
-    name: str
-    streams: int
-    refused: int
-    errors: int
-    wrong: int
-    wrong_passed: int
-    equal: int
-    equal_rejected: int
-    good: int
-    good_rejected: int
-
-
-class StreamResult(TypedDict):
-    """The same streams by encoding and by damage."""
-
-    streams: list[StreamDamage]
-    stream_kinds: list[StreamDamage]
+_COUNTED = ("refused", "errors", "wrong", "wrong_passed", "equal", "equal_rejected", "good", "good_rejected")
 
 
 def read_video(path: Path | None) -> list[NDArray[np.uint8]]:
@@ -77,39 +44,31 @@ def read_video(path: Path | None) -> list[NDArray[np.uint8]]:
         return [np.asarray(cv2.resize(frame.image, (320, 180)), np.uint8) for frame in islice(source, FRAMES)]
 
 
-def fuzz_streams(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> StreamResult:
-    """Damage about `count` streams of the images, uint8 (H, W, 3) RGB, and read them; `folder` takes the files."""
+def fuzz_streams(images: Sequence[NDArray[np.uint8]], count: int, seed: int, folder: Path) -> Record:
+    """Damage about `count` streams of the images, uint8 (H, W, 3) RGB, and read them; `folder` takes the files.
+
+    Returns the same streams by encoding and by damage.
+    """
     rng = np.random.default_rng(seed)
     found = list[tuple[str, str, Counter[str]]]()
-    for name, encoding in ENCODINGS.items():
+    for name, (container, options) in ENCODINGS.items():
         path = folder / "whole"
-        _encode(images, encoding, path)
+        _encode(images, container, {**_SMALL, **options}, path)
         clean, start = _Clean(path), path.stat().st_size // 10 // PACKET * PACKET
         for number in range(round(count / len(ENCODINGS))):
             kind, damaged = KINDS[number % len(KINDS)], clean.data
             for _ in range(3 if kind == "flip" else 1):
                 damaged = damage(damaged, kind, PACKET, start, rng)
             found.append((name, kind, _play(damaged, clean, folder / "hurt")))
-    return StreamResult(
-        streams=[_row(name, [counts for row, _, counts in found if row == name]) for name in ENCODINGS],
-        stream_kinds=[_row(kind, [counts for _, row, counts in found if row == kind]) for kind in KINDS],
-    )
+    return {
+        "streams": [_row(name, [counts for row, _, counts in found if row == name]) for name in ENCODINGS],
+        "stream_kinds": [_row(kind, [counts for _, row, counts in found if row == kind]) for kind in KINDS],
+    }
 
 
-def _row(name: str, found: Sequence[Counter[str]]) -> StreamDamage:
+def _row(name: str, found: Sequence[Counter[str]]) -> Record:
     total = sum(found, Counter[str]())
-    return StreamDamage(
-        name=name,
-        streams=len(found),
-        refused=total["refused"],
-        errors=total["errors"],
-        wrong=total["wrong"],
-        wrong_passed=total["wrong_passed"],
-        equal=total["equal"],
-        equal_rejected=total["equal_rejected"],
-        good=total["good"],
-        good_rejected=total["good_rejected"],
-    )
+    return {"name": name, "streams": len(found), **{key: total[key] for key in _COUNTED}}
 
 
 class _Clean:
@@ -157,7 +116,7 @@ class _Clean:
 
 
 def _play(damaged: bytes, clean: _Clean, path: Path) -> Counter[str]:
-    """Read a stream with the runtime, and without its checks; return what a `StreamDamage` counts."""
+    """Read a stream with the runtime, and without its checks; return the counts of `_COUNTED`."""
     path.write_bytes(damaged)
     images, refused, failed = list[NDArray[np.uint8]](), False, False
     try:
@@ -201,11 +160,11 @@ def _plain(path: Path, without: int = -1) -> list[NDArray[np.uint8]]:
     return images
 
 
-def _encode(images: Sequence[NDArray[np.uint8]], encoding: Encoding, path: Path) -> None:
+def _encode(images: Sequence[NDArray[np.uint8]], kind: str, options: Mapping[str, str], path: Path) -> None:
     # The index of an MP4 comes first, so that one that is cut can be opened.
-    first = {"movflags": "faststart"} if encoding.container == "mp4" else {}
-    with av.open(str(path), "w", format=encoding.container, container_options=first) as container:
-        stream = container.add_stream("libx264", rate=RATE, options=dict(encoding.options))
+    first = {"movflags": "faststart"} if kind == "mp4" else {}
+    with av.open(str(path), "w", format=kind, container_options=first) as container:
+        stream = container.add_stream("libx264", rate=RATE, options=dict(options))
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, RATE)
         for number, image in enumerate(images):

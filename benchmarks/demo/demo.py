@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from rws.benchmarks.common.plots import ARM_STYLES
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.demo.stream import DemoStream, load_stream
 from rws.benchmarks.demo.timeline import draw_timeline
 from rws.benchmarks.demo.video import WORDS, DemoVideo
@@ -35,27 +35,13 @@ Right = dict[str, NDArray[np.bool_]]
 """Whether each frame is classified correctly, by arm of `ARM_STYLES`; bool, shape (N,)."""
 
 
-class DemoSummary(TypedDict):
-    """What the demo measured: accuracies in percent by arm (`std`: no patch, `trained`, `perfect`), times in ms."""
-
-    bundle: str
-    frames: int
-    accuracy: dict[str, float]
-    accuracy_clear: dict[str, float]
-    accuracy_corrupted: dict[str, float]
-    mix_changes: int
-    signatures: dict[str, int]
-    times_ms: dict[str, dict[str, float]]
-    seconds: float
-
-
 def reference(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect: bool) -> NDArray[np.bool_]:
     """Return which frames are right without a patch, or (`perfect`) if the strongest corruption is known; bool (N,)."""
     policy = ReferencePolicy(bundle.table, "perfect")
     right = np.zeros(len(stream.labels), bool)
     for index, image in enumerate(stream.images):
         model.apply(policy.mix(*stream.dominant(index)) if perfect else {})
-        x = preprocess(image, *image.shape[:2])
+        x = preprocess(image, bundle.manifest.input)[0]
         right[index] = int(model.predict(x)[0].argmax()) == stream.labels[index]
     model.reset()
     return right
@@ -63,7 +49,7 @@ def reference(bundle: Bundle, model: PatchableModel, stream: DemoStream, perfect
 
 def play(
     bundle: Bundle, out: Path, threads: int | None, console: Console, verbose: bool = False
-) -> tuple[DemoSummary, Right]:
+) -> tuple[Record, Right]:
     """Play the stream and write `results.jsonl`, `frames.mp4`, `timeline.png` and `summary.json` into `out`.
 
     Args:
@@ -121,9 +107,7 @@ def _describe(result: Result, stream: DemoStream) -> str:
     return f"frame {result.index:3d}  truth {truth} ({severity:.0f})  oracle {belief}  →  {mix}"
 
 
-def _summary(
-    name: str, results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream
-) -> DemoSummary:
+def _summary(name: str, results: Sequence[Result], right: dict[str, NDArray[np.bool_]], stream: DemoStream) -> Record:
     clear = np.array([not layers for layers in stream.corruptions])
     times = [(stage, [result.times_ms[stage] for result in results]) for stage in STAGES]
     return {
@@ -139,7 +123,7 @@ def _summary(
     }
 
 
-def print_summary(summary: DemoSummary, right: Right, console: Console) -> None:
+def print_summary(summary: Record, right: Right, console: Console) -> None:
     """Print the end of `rws demo`: accuracy of the three arms, what their difference means, and times."""
     headings = [Column(heading, justify="right") for heading in ("all", "clear", "corrupted")]
     accuracy = Table("", *headings, title=f"accuracy on {summary['frames']} frames, %", box=box.SIMPLE_HEAD)

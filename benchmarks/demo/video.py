@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from rws.benchmarks.common.plots import ARM_STYLES
+from rws.benchmarks.common.tables import spoken
 from rws.benchmarks.demo.stream import DemoStream
 from rws.edge.pipeline import Result
 from rws.edge.sinks.video import VideoSink
@@ -36,13 +37,13 @@ class DemoVideo(VideoSink):
     def draw(self, frame: Frame, result: Result) -> NDArray[np.uint8]:
         """Return the next image, uint8, shape (540, 960, 3), RGB, and count who is right."""
         assert result.unpatched is not None
-        index, said = frame.index, {"std": result.unpatched, "trained": result.top[0]}
+        index, said = frame.index, {"std": result.unpatched, "trained": result.output}
         image = Image.new("RGB", SIZE, BACKGROUND)
         image.paste(Image.fromarray(frame.image).resize((TILE, TILE), Image.Resampling.BICUBIC), (24, 24))
         self._canvas = ImageDraw.Draw(image)
         self._text(LEFT, 22, "TRUTH", 13, MUTED)
         self._text(LEFT, 40, self.stream.classes[self.stream.labels[index]], 30, TEXT, bold=True)
-        layers = [f"{_spoken(name)}, severity {level:g} of 5" for name, level in self.stream.corruptions[index].items()]
+        layers = [f"{spoken(name)}, severity {level:g} of 5" for name, level in self.stream.corruptions[index].items()]
         self._text(LEFT, 80, "\n".join(layers) or CLEAN, 16, TEXT)
         for left, arm, title in ((LEFT, "std", "WITHOUT PATCH"), (MIDDLE, "trained", "WITH PATCH")):
             correct = said[arm].class_index == self.stream.labels[index]
@@ -60,12 +61,12 @@ class DemoVideo(VideoSink):
         probability = result.belief.probability
         for row, best in enumerate(probability.argsort()[::-1][:3]):
             top = 260 + 24 * row
-            self._text(LEFT, top, _spoken(result.belief.names[best]), 16, TEXT)
+            self._text(LEFT, top, spoken(result.belief.names[best]), 16, TEXT)
             self._canvas.rectangle((620, top + 4, 820, top + 16), TRACK)
             self._canvas.rectangle((620, top + 4, 620 + 200 * float(probability[best]), top + 16), TEXT)
             self._text(836, top, f"{probability[best]:.0%}", 16, TEXT)
         self._text(LEFT, 346, "PATCH", 13, MUTED)
-        mix = [f"{_spoken(name)} α {alpha:.2f}" for name, alpha in result.mix.items()]
+        mix = [f"{spoken(name)} α {alpha:.2f}" for name, alpha in result.mix.items()]
         self._text(LEFT, 364, "\n".join(mix[::2]) or "none: clean weights", 16, TEXT)
         self._text(MIDDLE, 364, "\n".join(mix[1::2]), 16, TEXT)
 
@@ -85,7 +86,3 @@ class DemoVideo(VideoSink):
 def _font(size: float, bold: bool) -> ImageFont.FreeTypeFont:
     # Matplotlib brings this font, which has α, ✓ and ✗.
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' * bold}.ttf", size)
-
-
-def _spoken(name: str) -> str:
-    return name.replace("_", " ")

@@ -156,7 +156,7 @@ def cuda_starts() -> bool:
 
 def _untouched(name: str, setting: Setting) -> Engine:
     if not setting.onnx_runs:
-        return Engine(name, _torch_model(setting, "torch").predict, None, "cuda", "Torch module, eager")
+        return Engine(name, _logits(_torch_model(setting, "torch")), None, "cuda", "Torch module, eager")
     session = _Session(setting, setting.model.onnx)
     return Engine(name, session, None, session.provider)
 
@@ -175,7 +175,7 @@ def _patched_in_place(name: str, setting: Setting) -> Engine:
     def change(number: int | None) -> None:
         model.apply({} if number is None else mixes[number])
 
-    return Engine(name, model.predict, change, _short(model.provider), model.description)
+    return Engine(name, _logits(model), change, _short(model.provider), model.description)
 
 
 def _short(provider: str) -> str:
@@ -223,7 +223,7 @@ def _sessions(name: str, setting: Setting) -> Engine:
 
 def _lora(name: str, setting: Setting) -> Engine:
     proto = read_model(setting.model.onnx)
-    image = data_input(proto)[0]
+    image = data_input(proto).name
     shapes = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
     for tensor in setting.model.tensor_names:
         proto.graph.input.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shapes[tensor]))
@@ -264,7 +264,11 @@ def _load_state_dict(name: str, setting: Setting) -> Engine:
     def change(number: int | None) -> None:
         model.module.load_state_dict(states[0 if number is None else 1 + number % PREPARED], strict=not shallow)
 
-    return Engine(name, model.predict, change, setting.device)
+    return Engine(name, _logits(model), change, setting.device)
+
+
+def _logits(model: PatchableModel) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda x: model.predict(x)[0]
 
 
 def _onnx_model(setting: Setting, name: str) -> OnnxModel:

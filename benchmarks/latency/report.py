@@ -9,9 +9,8 @@ import onnxruntime
 import torch
 from rich.console import Console
 
-from rws.benchmarks.common.interleave import Row
-from rws.benchmarks.common.tables import Column, columns, label, terminal, write_csv
-from rws.benchmarks.latency.run import LISTS, LatencyResult
+from rws.benchmarks.common.tables import Column, Record, columns, label, terminal, write_csv
+from rws.benchmarks.latency.run import LISTS
 
 CSV_COLUMNS = (
     *("model", "size", "threads", "strategy", "patch_every", "p50_ms", "p95_ms", "p99_ms", "ratio", "ratio_low"),
@@ -42,7 +41,7 @@ _SHOWN = ("seconds", "frames", "p50_ms", "p99_ms", "clock_mhz", "temperature_c",
 SUSTAINED = columns({key: key for key in _SHOWN})
 
 
-def print_latency(result: LatencyResult, console: Console) -> None:
+def print_latency(result: Record, console: Console) -> None:
     """Print tables per model and thread count: the engines, the whole frame, and sustained load, in milliseconds."""
     console.print(f"untouched: {result['baseline']}")
     for name, weights in result["weights"].items():
@@ -67,7 +66,7 @@ def print_latency(result: LatencyResult, console: Console) -> None:
             console.print(f"{row['strategy']}: {row['note']}")
 
 
-def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
+def _print_stages(rows: Sequence[Record], title: str, console: Console) -> None:
     lines: dict[Any, dict[str, Any]] = {}
     for row in rows:
         ratio = row["ratio"] and f" = {row['ratio']:.3f} ({row['ratio_low']:.3f}–{row['ratio_high']:.3f})"
@@ -78,12 +77,12 @@ def _print_stages(rows: Sequence[Row], title: str, console: Console) -> None:
     console.print(terminal([label("stage", "stage"), *rates], lines.values(), f"{title}: {strategy}"))
 
 
-def write_rows(path: Path, result: LatencyResult) -> None:
+def write_rows(path: Path, result: Record) -> None:
     """Write the rows of the engines as CSV, in `CSV_COLUMNS`; times in milliseconds."""
     write_csv(path, "latency-row/1", columns({name: name for name in CSV_COLUMNS}), result["rows"])
 
 
-def csv_name(result: LatencyResult) -> str:
+def csv_name(result: Record) -> str:
     """Return `latency-<device>-<provider>-ort<version>-torch<version>.csv`, of letters, digits, `.`, `_` and `-`."""
     made = (result["platform"]["device"], str(result["rows"][0]["provider"]))
     parts = ("latency", *made, f"ort{onnxruntime.__version__}", f"torch{torch.__version__}")

@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, product
 from pathlib import Path
-from typing import Literal, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, paired_ratio, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, block_frames, interleave, paired_ratio, percentiles
 from rws.benchmarks.common.models import BenchmarkModel
-from rws.benchmarks.common.sensors import Platform, Sensors, describe_platform
+from rws.benchmarks.common.sensors import Sensors, describe_platform
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.latency.engines import (
     ENGINES,
     Engine,
@@ -33,23 +33,10 @@ from rws.errors import BundleError, RwsError
 PATCH_EVERY = (0, 10, 1)
 SUSTAINED_ROW_SECONDS = 5.0
 BUSY = 0.2  # load per core before the measurement
-ListName = Literal["rows", "changes", "stages", "sustained", "left_out", "notes"]
-LISTS: tuple[ListName, ...] = ("rows", "changes", "stages", "sustained", "left_out", "notes")
+LISTS = ("rows", "changes", "stages", "sustained", "left_out", "notes")
+"""Frames of each engine; the change of mix alone; the whole frame through the loop; the deployed model under
+load, a row per 5 seconds; engines that could not run, and why; what engines report about themselves."""
 SLOWER = ("reload", "reload_optimised", "load_state_dict", "load_state_dict_shallow")
-
-
-class LatencyResult(TypedDict):
-    """What `measure_latency` finds; each row of a list names its `model`, `size` and `threads`."""
-
-    baseline: str  # what `untouched` is
-    weights: dict[str, str]  # by `<model>:<size>`: their origin
-    platform: Platform
-    rows: list[Row]  # frames of each engine
-    changes: list[Row]  # the change of mix alone
-    stages: list[Row]  # the whole frame through the loop
-    sustained: list[Row]  # the deployed model under load, a row per 5 seconds
-    left_out: list[Row]  # engines that could not run, and why
-    notes: list[Row]  # what engines report about themselves
 
 
 def ignore(_: object) -> None:
@@ -60,8 +47,8 @@ def measure_latency(
     models: Sequence[BenchmarkModel],
     options: LatencyOptions,
     progress: Callable[[str], None] = ignore,
-    save: Callable[[LatencyResult], None] = ignore,
-) -> LatencyResult:
+    save: Callable[[Record], None] = ignore,
+) -> Record:
     """Measure the latency of models, in milliseconds, as ratios to the untouched model with 95 % intervals.
 
     Args:
@@ -73,17 +60,12 @@ def measure_latency(
         InputError: if the source has too few frames.
         SourceError: if the source cannot be opened.
     """
-    result = LatencyResult(
-        baseline="",
-        weights={f"{model.name}:{model.size}": model.weights for model in models},
-        platform=describe_platform(options.device),
-        rows=[],
-        changes=[],
-        stages=[],
-        sustained=[],
-        left_out=[],
-        notes=[],
-    )
+    result: Record = {
+        "baseline": "",  # what `untouched` is
+        "weights": {f"{model.name}:{model.size}": model.weights for model in models},
+        "platform": describe_platform(options.device),
+        **{name: [] for name in LISTS},
+    }
     load, cores = result["platform"]["load_average"][0], result["platform"]["cores"]
     if load > BUSY * cores:
         progress(f"the machine is busy (load {load} on {cores} cores): the intervals will be wide")
@@ -97,7 +79,7 @@ def measure_latency(
             lists = bench.lists()
             if options.duration > 0:
                 lists["sustained"] = bench.sustain(sensors)
-            case: Row = {"model": model.name, "size": model.size, "threads": threads}
+            case: Record = {"model": model.name, "size": model.size, "threads": threads}
             for name, rows in lists.items():
                 result[name] += [case | row for row in rows]
             save(result)
@@ -219,7 +201,7 @@ class _Bench:
         self._providers[name], self._notes[name] = engine.provider, engine.note
         return engine
 
-    def lists(self) -> dict[ListName, list[Row]]:
+    def lists(self) -> dict[str, list[Record]]:
         strategies = {key: measured for key, measured in self._strategies.items() if key[0] not in self._skipped}
         return {
             "rows": self._rows(strategies),
@@ -229,13 +211,13 @@ class _Bench:
             "notes": [{"strategy": s, "note": n} for s, n in self._notes.items() if n and s not in self._skipped],
         }
 
-    def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
+    def _rows(self, strategies: Mapping[tuple[str, int], Measured]) -> list[Record]:
         untouched = np.concatenate([block.ms for block in self._untouched])
         ordered = sorted(strategies, key=lambda key: (list(ENGINES).index(key[0]), PATCH_EVERY.index(key[1])))
         rows = [self._row(*key, strategies[key].values(), strategies[key].ratio()) for key in ordered]
         return [self._row("untouched", 0, untouched, (1.0, 1.0, 1.0)), *rows]
 
-    def _row(self, strategy: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Row:
+    def _row(self, strategy: str, every: int, values: NDArray[np.float64], ratio: tuple[float, float, float]) -> Record:
         load_ms, warmup_ms = np.median(self._times[strategy], axis=0)
         return {
             "strategy": strategy,
@@ -248,12 +230,12 @@ class _Bench:
             "provider": self._providers[strategy],
         }
 
-    def sustain(self, sensors: Sensors) -> list[Row]:
+    def sustain(self, sensors: Sensors) -> list[Record]:
         """Measure the deployed model under load, a new patch on every frame."""
         setting = self.setting(Path())
         model, mixes, number = deployed_model(setting), setting.mixes, 0
         started = time.perf_counter()
-        rows: list[Row] = []
+        rows: list[Record] = []
         while (row_started := time.perf_counter()) - started < self._options.duration:
             ms: list[float] = []
             while (frame_started := time.perf_counter()) - row_started < SUSTAINED_ROW_SECONDS:
@@ -262,7 +244,7 @@ class _Bench:
                 ms.append((time.perf_counter() - frame_started) * 1e3)
                 number += 1
             seconds = round(time.perf_counter() - started, 1)
-            row: Row = {"strategy": model.strategy, "patch_every": 1, "seconds": seconds}
+            row: Record = {"strategy": model.strategy, "patch_every": 1, "seconds": seconds}
             rows.append(row | {"frames": len(ms), **percentiles(np.array(ms)), **sensors.read()})
         self._tell(f"sustained load, {time.perf_counter() - started:.0f} s")
         return rows
@@ -280,12 +262,12 @@ def _rates(engine: Engine) -> tuple[int, ...]:
     return PATCH_EVERY[1:] if engine.name in ("reload", "reload_optimised", "sessions") else PATCH_EVERY
 
 
-def _changes(strategies: Mapping[tuple[str, int], Measured]) -> list[Row]:
+def _changes(strategies: Mapping[tuple[str, int], Measured]) -> list[Record]:
     every_frame = {strategy: measured for (strategy, every), measured in strategies.items() if every == 1}
     rows = []
     for strategy in sorted(every_frame, key=list(ENGINES).index):
         measured = every_frame[strategy]
-        row: Row = {"strategy": strategy, "runs": len(measured.values())}
+        row: Record = {"strategy": strategy, "runs": len(measured.values())}
         for part, prefix in (("change", ""), ("alone", "alone_")):
             row |= {prefix + key: value for key, value in percentiles(measured.values(part)).items()}
             for slower in SLOWER:

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, block_frames, percentiles
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.pipeline import STAGES, Pipeline
+from rws.edge.preprocess import InputSpec
 from rws.edge.runtime import Runtime
 from rws.edge.tasks.classify import Classify
 from rws.errors import InputError, RwsError
@@ -96,19 +98,19 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
-    size = (setting.model.size, setting.model.size)
-    classes = model.predict(np.zeros((3, *size), np.float32)).shape[1]
+    takes = InputSpec(setting.model.size, setting.model.size, "RGB")
+    classes = model.predict(np.zeros(takes.shape, np.float32))[0].shape[1]
     names = [f"class {index}" for index in range(classes)]
-    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), size)
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), takes)
     return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
-def stage_rows(stages: Mapping[int, Measured], strategy: str) -> list[Row]:
+def stage_rows(stages: Mapping[int, Measured], strategy: str) -> list[Record]:
     """Return a row per stage and rate, milliseconds; for the whole frame, without and with reading, also the ratio."""
-    rows: list[Row] = []
+    rows: list[Record] = []
     for (every, measured), stage in product(stages.items(), (*STAGES, WHOLE, WHOLE_WITH_READ)):
         part = None if stage == WHOLE else stage
-        row: Row = {"strategy": strategy, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
+        row: Record = {"strategy": strategy, "patch_every": every, "stage": stage, **percentiles(measured.values(part))}
         ratio = [None] * 3 if stage in STAGES else [round(value, 4) for value in measured.ratio(part)]
         rows.append(row | dict(zip(("ratio", "ratio_low", "ratio_high"), ratio, strict=True)))
     return rows

@@ -26,19 +26,25 @@ DEFAULT = tuple(f"torchvision/{name}" for name in TORCHVISION.split()) + tuple(f
 
 
 def export(spec: str, folder: Path, seed: int) -> Path:
-    """Write `torchvision/NAME` or `timm/NAME` into a folder, unless it is there; an .onnx file is taken as it is."""
+    """Write `torchvision/NAME` or `timm/NAME` into a folder, unless it is there; an .onnx file is taken as it is.
+
+    `NAME@dynamo` is for torch's newer exporter. Detectors of torchvision take one image without a batch axis.
+    """
     if spec.endswith(".onnx"):
         return Path(spec)
-    library, _, name = spec.partition("/")
-    path = folder / f"{library}_{name}.onnx"
+    library, _, exported = spec.partition("/")
+    name, _, exporter = exported.partition("@")
+    path = folder / f"{library}_{exported}.onnx"
     if path.exists():
         return path
     torch.manual_seed(seed)
+    detects = False
     if library == "torchvision":
         from rws.edge.onnx.torchvision_compat import torchvision
 
         segments = name in torchvision.models.list_models(torchvision.models.segmentation)
-        weights = {"weights_backbone": None} if segments else {}
+        detects = name in torchvision.models.list_models(torchvision.models.detection)
+        weights = {"weights_backbone": None} if segments or detects else {}
         module = torchvision.models.get_model(name, weights=None, **weights)
     elif library == "timm":
         with require("timm"):
@@ -48,11 +54,13 @@ def export(spec: str, folder: Path, seed: int) -> Path:
         raise InputError(f"model {spec!r}: expected torchvision/NAME, timm/NAME or an .onnx file")
     own = getattr(module, "default_cfg", {})
     size = own["input_size"][1] if own.get("fixed_input_size") else SIZE
-    _randomise(module, size)
+    if not detects:
+        _randomise(module, size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        image = (torch.rand(1, 3, size, size),)
-        torch.onnx.export(module.eval(), image, path, dynamo=False, opset_version=OPSET, input_names=["image"])
+        image = ([torch.rand(3, size, size)],) if detects else (torch.rand(1, 3, size, size),)
+        how = {"dynamo": False, "opset_version": OPSET} if exporter != "dynamo" else {"dynamo": True, "external_data": False}
+        torch.onnx.export(module.eval(), image, path, input_names=["image"], verbose=False, **how)
     onnx.checker.check_model(path)
     return path
 

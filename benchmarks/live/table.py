@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 
 import rws
-from rws.benchmarks.common.interleave import Row
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.live.models import export
 from rws.errors import RwsError, first_line
 
@@ -45,31 +45,31 @@ def measure_table(
     specs: Sequence[str],
     options: TableOptions,
     progress: Callable[[str], object],
-    keep: Callable[[list[Row]], object],
+    keep: Callable[[list[Record]], object],
 ) -> None:
     """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
 
     `keep` is given all rows after each model.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     cases = list(product(options.pythons, features()))
     with _importable() as path, ThreadPoolExecutor(options.workers) as pool:
         hide = _hiding_library(options.work)
         for spec in specs:
-            title = Path(spec).stem if spec.endswith(".onnx") else spec.partition("/")[2]
             try:
                 model = export(spec, options.work, options.seed)
             except Exception as error:  # an architecture may raise anything when it is exported
-                rows.append({"model": title, "fault": f"export: {first_line(error)}"})
+                rows.append({"model": title(spec), "fault": f"export: {first_line(error)}"})
                 continue
 
-            def case(place: tuple[str, str], model: Path = model) -> Row:
+            def case(place: tuple[str, str], model: Path = model) -> Record:
                 python, kind = place
                 environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
-                return {"features": kind} | _case(python, model, environment, options)
+                case = [python, "-m", "rws.benchmarks.live.case", str(model), str(options.seed), str(options.rounds)]
+                return {"features": kind} | run_case(case, environment)
 
             for row in pool.map(case, cases):
-                rows.append({"model": title, "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
+                rows.append({"model": title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
                 progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
             keep(rows)
 
@@ -77,9 +77,13 @@ def measure_table(
 _SAID = ("model", "onnxruntime", "features", "strategy", "exact", "live", "patched", "second_open", "fault")
 
 
-def _case(python: str, model: Path, environment: dict[str, str], options: TableOptions) -> Row:
-    command = [python, "-m", "rws.benchmarks.live.case", str(model)]
-    command += [str(options.seed), str(options.rounds)]
+def title(spec: str) -> str:
+    """Return a model's name in the table."""
+    return Path(spec).stem if spec.endswith(".onnx") else spec.partition("/")[2]
+
+
+def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: float = _SECONDS) -> Record:
+    """Run a process that prints a row as JSON last; returns it, or in a line as `fault` what failed."""
     try:
         done = subprocess.run(
             command,
@@ -87,15 +91,15 @@ def _case(python: str, model: Path, environment: dict[str, str], options: TableO
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=seconds,
             start_new_session=True,  # Linux shares processors between sessions
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"fault": f"not ready after {_SECONDS} s"}
+        return {"fault": f"not ready after {seconds} s"}
     if done.returncode != 0:
         return {"fault": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    row: Row = json.loads(done.stdout.splitlines()[-1])
+    row: Record = json.loads(done.stdout.splitlines()[-1])
     return row
 
 

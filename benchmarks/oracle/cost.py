@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.baselines.cost import Timing
 from rws.benchmarks.common.interleave import Block, Measured, interleave, timed_blocks
 from rws.benchmarks.common.models import BenchmarkModel
+from rws.benchmarks.common.tables import Record
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import ORACLE
 from rws.edge.bundle.options import ModelOptions
@@ -25,25 +25,9 @@ from rws.training.evaluation.evaluator import Progress, silent
 CASES = ("network", "observe", "whole", "in_turn")
 
 
-class OracleCostRow(Timing):
-    """The time of a case (one of `CASES`); the ratio is to the model's prediction."""
-
-    model: str
-    case: str
-
-
-class OracleCost(TypedDict):
-    """The rows, and the bytes of the oracle."""
-
-    bytes: int
-    rounds: int
-    repeats: int
-    rows: list[OracleCostRow]
-
-
 def measure_oracle(
     bundle: Bundle, others: list[BenchmarkModel], rounds: int = 20, repeats: int = 6, progress: Progress = silent
-) -> OracleCost:
+) -> Record:
     """Measure oracle, filter and policy on one thread, as ratios to the prediction of models with the same input."""
     size = bundle.manifest.input.height
     frames = np.random.default_rng(0).random((64, 3, size, size), np.float32)
@@ -63,9 +47,9 @@ def measure_oracle(
             own = 1.0 if case == "in_turn" else 0.0
             ratio, low, high = (round(value - own, 4) for value in found[case].ratio())
             ms = round(float(np.median(found[case].values())), 4)
-            rows.append(OracleCostRow(model=name, case=case, ms=ms, ratio=ratio, low=low, high=high))
+            rows.append({"model": name, "case": case, "ms": ms, "ratio": ratio, "low": low, "high": high})
             progress(f"{name:16s} {case:8s} {ms:.4f} ms  {ratio:.3f} ({low:.3f}–{high:.3f})")
-    return OracleCost(bytes=len(bundle.read(ORACLE)), rounds=rounds, repeats=repeats, rows=rows)
+    return {"bytes": len(bundle.read(ORACLE)), "rounds": rounds, "repeats": repeats, "rows": rows}
 
 
 def _steps(bundle: Bundle, model: PatchableModel) -> Mapping[str, Callable[[NDArray[np.float32]], Any]]:

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
-from rws.benchmarks.replay.streams import Timeline
+from rws.benchmarks.common.tables import Record, spoken
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.common.files import atomic_write_bytes, os_errors, read_regular
 from rws.edge.common.schema import parse_json
@@ -84,10 +84,6 @@ def _read(results: Path, key: str) -> Any:
         raise InputError(f"{path} holds no {key!r}; make it again with `{command}`") from error
 
 
-def _spoken(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _signed(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−")
 
@@ -109,8 +105,8 @@ def _matrix(
 ) -> tuple[Figure, Axes]:
     figure, axis = plt.subplots(figsize=(8.6, 7.7), layout="constrained", dpi=110)
     axis.imshow(values, cmap=_SHADES, norm=norm)
-    axis.set_xticks(range(len(names)), map(_spoken, names), rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), map(_spoken, names))
+    axis.set_xticks(range(len(names)), map(spoken, names), rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), map(spoken, names))
     _bare(axis)
     family = {name: label for label, members in FAMILIES.items() for name in members}
     for index, (name, following) in enumerate(pairwise(names)):
@@ -168,9 +164,9 @@ def draw_gain_table(table: GainTable) -> Figure:
 
 
 def draw_regret_split(split: Mapping[str, Any]) -> Figure:
-    """Draw a `RegretSplit`, RA(perfect) − RA(ours) and its shares, in points: all corruptions together, and each."""
+    """Draw a split of the regret, RA(perfect) − RA(ours), and its shares, in points: of all corruptions and of each."""
     rows = sorted(split["per_corruption"].items(), key=lambda item: -item[1]["total"])
-    names = ["all together", *(_spoken(name) for name, _ in rows)]
+    names = ["all together", *(spoken(name) for name, _ in rows)]
     parts = [split, *(part for _, part in rows)]
     place = np.array([0.0, *(np.arange(len(rows)) + 1.6)])
     figure, axis = plt.subplots(figsize=(8.6, 6.2), layout="constrained", dpi=110)
@@ -205,7 +201,7 @@ def draw_regret_split(split: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_stream(timeline: Timeline) -> Figure:
+def draw_stream(timeline: Record) -> Figure:
     """Draw a stream: true type, believed type, patched signature, and the running accuracy."""
     count, severity = timeline["frames"], timeline["severity"]
     figure, (top, bottom) = plt.subplots(
@@ -213,7 +209,7 @@ def draw_stream(timeline: Timeline) -> Figure:
     )
     starts = _bands(top, timeline)
     for (index, length), start in zip(timeline["true"], starts, strict=False):
-        label = _spoken(timeline["types"][index])
+        label = spoken(timeline["types"][index])
         top.text(start + length / 2, -0.12, label, rotation=40, ha="left", va="bottom", fontsize=8, color=INK)
         for axis in (top, bottom):
             axis.axvline(start, color=GRID, lw=0.7, zorder=0)
@@ -224,7 +220,7 @@ def draw_stream(timeline: Timeline) -> Figure:
     return figure
 
 
-def _bands(axis: Axes, timeline: Timeline) -> list[int]:
+def _bands(axis: Axes, timeline: Record) -> list[int]:
     """Draw runs of types, a row for each method; return the starts of the true ones."""
     colours, names = corruption_colours(), timeline["types"]
     labels = {"frame": "frame by frame", "trained": "over frames", "perfect": "perfect oracle"}
@@ -241,7 +237,7 @@ def _bands(axis: Axes, timeline: Timeline) -> list[int]:
     return starts["true"]
 
 
-def _running_accuracy(axis: Axes, timeline: Timeline) -> None:
+def _running_accuracy(axis: Axes, timeline: Record) -> None:
     styles = ARM_STYLES | {"frame": ("trained oracle, frame by frame", "#0072B2", 1.4, "-.")}
     styles["trained"] = ("trained oracle, over frames", *styles["trained"][1:])
     frames = timeline["step"] * (1 + np.arange(timeline["frames"] // timeline["step"]))

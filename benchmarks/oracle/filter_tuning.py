@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import observe_streams
 from rws.benchmarks.streams.protocols import PROTOCOLS, Floats, Ints, Stream, make_stream
@@ -50,31 +51,6 @@ SPACE: Space = {
 """
 
 
-class TriedSettings(TypedDict):
-    """Settings, and what they reach (see `tune_filter`): by protocol regret and loss, points; mix changes, percent."""
-
-    filter: dict[str, Any]
-    policy: dict[str, Any]
-    score: float
-    mixed_loss: float
-    clean_loss: float
-    regret: dict[str, float]
-    ta_lost: dict[str, float]
-    mix_change_rate: dict[str, float]
-
-
-class FilterResult(TypedDict):
-    """`start` and `best`: {"filter": …, "policy": …}, without the filter's prior; `tried`: best first."""
-
-    images: int
-    frames_per_type: int
-    severities: list[float | Literal["all"]]
-    seed: int
-    start: Settings
-    best: Settings
-    tried: list[TriedSettings]
-
-
 @dataclass(frozen=True)
 class _Case:
     # The oracle's joint is (N, 1 + C·S), the accuracy of `perfect` (N,), the baseline the expected mean at the start.
@@ -86,7 +62,7 @@ class _Case:
 
 def tune_filter(
     bundle: Bundle, source: str, frames: int, options: EvaluationOptions, space: Space | None = None
-) -> FilterResult:
+) -> Record:
     """Find the settings with the highest score, one setting after another, the others at their best values so far.
 
     The score is the mean over all streams but `mixed` of (RA + TA) / 2, expected accuracies (RA: mean over the types).
@@ -109,9 +85,9 @@ def tune_filter(
         "filter": {key: value for key, value in bundle.manifest.filter.items() if key != "prior"},
         "policy": dict(bundle.manifest.policy),
     }
-    tried: dict[str, TriedSettings] = {}
+    tried: dict[str, Record] = {}
 
-    def measured(settings: Settings) -> TriedSettings:
+    def measured(settings: Settings) -> Record:
         key = repr(settings)
         if key not in tried:
             row = tried[key] = _measured(bundle, settings, cases)
@@ -129,15 +105,15 @@ def tune_filter(
                 best = candidate
         if best == before:
             break
-    return FilterResult(
-        images=validation,
-        frames_per_type=frames,
-        severities=list(SEVERITIES),
-        seed=options.seed,
-        start=start,
-        best=best,
-        tried=sorted(tried.values(), key=lambda row: (_excess(row), -row["score"])),
-    )
+    return {
+        "images": validation,
+        "frames_per_type": frames,
+        "severities": list(SEVERITIES),
+        "seed": options.seed,
+        "start": start,
+        "best": best,
+        "tried": sorted(tried.values(), key=lambda row: (_excess(row), -row["score"])),
+    }
 
 
 def _cases(bundle: Bundle, source: str, frames: int, options: EvaluationOptions) -> tuple[int, list[_Case]]:
@@ -175,17 +151,19 @@ def fitting_space(bundle: Bundle, space: Space | None) -> Space:
     return space
 
 
-def _excess(row: TriedSettings) -> float:
-    return max(row["mixed_loss"] - LARGEST_LOSS_ON_MIXED, 0.0) + max(row["clean_loss"] - LARGEST_CLEAN_LOSS, 0.0)
+def _excess(row: Record) -> float:
+    excess = (row["mixed_loss"] - LARGEST_LOSS_ON_MIXED, row["clean_loss"] - LARGEST_CLEAN_LOSS)
+    return float(sum(max(points, 0.0) for points in excess))
 
 
-def beats(row: TriedSettings, best: TriedSettings) -> bool:
+def beats(row: Record, best: Record) -> bool:
     """Return whether settings are better than the best so far."""
     now, before = _excess(row), _excess(best)
-    return now < before if now != before else row["score"] >= best["score"] + LEAST_GAIN
+    better: bool = now < before if now != before else row["score"] >= best["score"] + LEAST_GAIN
+    return better
 
 
-def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> TriedSettings:
+def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Record:
     prior = {key: value for key, value in bundle.manifest.filter.items() if key == "prior"}
     smooth = BeliefFilter(bundle.manifest.corruptions, bundle.manifest.severity_levels, **prior, **settings["filter"])
     policy = make_policy(bundle.table, settings["policy"])
@@ -204,16 +182,15 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Tri
             losses.append(case.baseline - float(np.nanmean(by_type)))
         else:
             scores.append((ra + ta) / 2)
-    return TriedSettings(
-        filter=settings["filter"],
-        policy=settings["policy"],
-        score=round(float(np.mean(scores)), 3),
-        mixed_loss=round(max(losses), 3),
-        clean_loss=round(float(np.mean(clean_losses)), 3),
-        regret=_means(regret),
-        ta_lost=_means(ta_lost),
-        mix_change_rate=_means(changes),
-    )
+    return {
+        **settings,
+        "score": round(float(np.mean(scores)), 3),
+        "mixed_loss": round(max(losses), 3),
+        "clean_loss": round(float(np.mean(clean_losses)), 3),
+        "regret": _means(regret),
+        "ta_lost": _means(ta_lost),
+        "mix_change_rate": _means(changes),
+    }
 
 
 def _means(by_protocol: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -7,12 +7,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from rws.benchmarks.common.tables import columns, label, terminal
+from rws.benchmarks.common.tables import Record, columns, label, terminal
 from rws.benchmarks.oracle.frame_policies import ComposingPolicy, ExpectedPolicy, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.oracle.belief import Belief
@@ -34,27 +34,6 @@ KNOWING = ("single", "both", "averaged", "scaled")
 Pair = tuple[str, str]
 
 
-class PairRow(TypedDict, total=False):
-    """An arm, whether it knows the pair (`perfect_oracle`); percent: accuracies, and frames under two signatures."""
-
-    arm: str
-    perfect_oracle: bool
-    accuracy: float
-    accuracy_3: float
-    accuracy_5: float
-    ta: float
-    single: float
-    composed: float
-
-
-class OracleOnPairs(TypedDict):
-    """Percent: the two most probable types are the pair; the most probable is in it; mean P of its lesser one."""
-
-    both_named: float
-    one_named: float
-    lesser_probability: float
-
-
 class Scores(NamedTuple):
     """Accuracy, percent: clean, mean over the single corruptions, mean over the pairs."""
 
@@ -63,29 +42,13 @@ class Scores(NamedTuple):
     pairs: float
 
 
-class PairsResult(TypedDict):
-    """`validation`: `Scores` by arm; `per_pair`: first, second, then the accuracy of each of `rows`."""
-
-    rows: list[PairRow]
-    oracle: OracleOnPairs
-    chosen: dict[str, float]
-    validation: dict[str, dict[str, float]]
-    per_pair: list[list[str | float]]
-    severities: list[int]
-    images: int
-    clean_images: int
-    validation_images: int
-    allowed_loss: float
-    seed: int
-
-
 def draw_pairs(count: int, seed: int, corruptions: Sequence[str] = CORRUPTIONS) -> list[Pair]:
     """Draw `count` different pairs of corruptions; all of them if there are no more."""
     every = list(combinations(corruptions, 2))
     return every if count >= len(every) else random.Random(seed).sample(every, count)
 
 
-def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: EvaluationOptions) -> PairsResult:
+def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: EvaluationOptions) -> Record:
     """Compare the arms on `pairs` pairs, drawn by the seed; their settings are chosen on validation images."""
     corruptions, say = bundle.manifest.corruptions, options.progress
     drawn = draw_pairs(pairs, options.seed, corruptions)
@@ -119,22 +82,24 @@ def compare_pairs(bundle: Bundle, splits: Splits, pairs: int, options: Evaluatio
         say("  ".join(f"{key} {value}" for key, value in row.items()))
     places = {cell: number for number, cell in enumerate(frames.cells)}
     per_cell = [100 * frames.per_cell(flags) for flags in right.values()]
-    return PairsResult(
-        rows=rows,
-        oracle=_oracle_on_pairs(frames, beliefs),
-        chosen={"threshold": composing.threshold, "scale": composing.scale},
-        validation={arm: {key: round(value, 2) for key, value in s._asdict().items()} for arm, s in validation.items()},
-        per_pair=[
+    return {
+        "rows": rows,
+        "oracle": _oracle_on_pairs(frames, beliefs),
+        "chosen": {"threshold": composing.threshold, "scale": composing.scale},
+        "validation": {
+            arm: {key: round(value, 2) for key, value in s._asdict().items()} for arm, s in validation.items()
+        },
+        "per_pair": [
             [*pair, *(round(float(np.mean([found[places[cell]] for cell in here])), 1) for found in per_cell)]
             for pair, here in cells_of.items()
         ],
-        severities=list(TWO_SEVERITIES),
-        images=len(splits.test.first(options.limit)),
-        clean_images=int((frames.cell == 0).sum()),
-        validation_images=len(splits.validation.first(options.validation_limit)),
-        allowed_loss=ALLOWED_LOSS,
-        seed=options.seed,
-    )
+        "severities": list(TWO_SEVERITIES),
+        "images": len(splits.test.first(options.limit)),
+        "clean_images": int((frames.cell == 0).sum()),
+        "validation_images": len(splits.validation.first(options.validation_limit)),
+        "allowed_loss": ALLOWED_LOSS,
+        "seed": options.seed,
+    }
 
 
 def own_pair_mix(truth: ReferencePolicy, layers: Layers, scale: float) -> Mix:
@@ -193,10 +158,10 @@ def _scores(evaluator: Evaluator, mixes: Sequence[Mix]) -> Scores:
     return Scores(*(evaluator.frames.percent(right, layers) for layers in (0, 1, 2)))
 
 
-def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> PairRow:
+def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> Record:
     percent = partial(frames.percent, right)
     accuracy, accuracy_3, accuracy_5 = (round(percent(2, severity), 2) for severity in (None, 3, 5))
-    row = PairRow(arm=arm, perfect_oracle=arm in KNOWING, accuracy=accuracy)
+    row: Record = {"arm": arm, "perfect_oracle": arm in KNOWING, "accuracy": accuracy}
     row |= {"accuracy_3": accuracy_3, "accuracy_5": accuracy_5}
     if arm not in KNOWING:
         row["ta"], row["single"] = round(percent(0), 2), round(percent(1), 2)
@@ -205,7 +170,7 @@ def _row(frames: Frames, arm: str, right: np.ndarray, mixes: Sequence[Mix]) -> P
     return row
 
 
-def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs:
+def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> Record:
     found = []
     for belief, cell in zip(beliefs, frames.cell, strict=True):
         if len(layers := frames.cells[cell]) == 2:
@@ -215,9 +180,8 @@ def _oracle_on_pairs(frames: Frames, beliefs: Sequence[Belief]) -> OracleOnPairs
             lesser = min(probability[index] for index in truth)
             found.append((set(order[:2]) == truth, order[0] in truth, lesser))
     both, one, probable = (float(np.mean(values)) for values in zip(*found, strict=True))
-    return OracleOnPairs(
-        both_named=round(100 * both, 2), one_named=round(100 * one, 2), lesser_probability=round(probable, 3)
-    )
+    shares = {"both_named": round(100 * both, 2), "one_named": round(100 * one, 2)}
+    return {**shares, "lesser_probability": round(probable, 3)}
 
 
 _ACCURACIES = {"accuracy": "accuracy", **{f"at {severity}": f"accuracy_{severity}" for severity in TWO_SEVERITIES}}
@@ -228,7 +192,7 @@ _COLUMNS = (
 )
 
 
-def print_pairs(result: PairsResult, console: Console) -> None:
+def print_pairs(result: Record, console: Console) -> None:
     """Print the table on a console."""
     console.print(terminal(_COLUMNS, result["rows"]))
     oracle, chosen = result["oracle"], result["chosen"]

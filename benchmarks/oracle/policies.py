@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from rws.benchmarks.common.tables import Column, columns, label, terminal
+from rws.benchmarks.common.tables import Column, Record, columns, label, terminal
 from rws.benchmarks.oracle.frame_policies import FAMILIES, FramePolicy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import check_known
@@ -54,45 +54,6 @@ class Setting:
         return FAMILIES[self.family](table, self.threshold, self.clean_weight)
 
 
-class PolicyRow(TypedDict, total=False):
-    """A policy: percent, and points of difference; `ra_se` is the standard error of `ra_minus_shipped` over images.
-
-    `regret`: perfect − this; `regret_best`: best − this; `patched` and `patched_clean`: percent of the frames.
-    """
-
-    policy: str
-    rule: str
-    ta: float
-    ra: float
-    ra_5: float
-    regret: float
-    regret_5: float
-    regret_best: float
-    ra_minus_shipped: float
-    ra_se: float
-    patched: float
-    patched_clean: float
-    kind: str
-    threshold: float
-    clean_weight: float
-    microseconds: float
-    validation: dict[str, float]
-
-
-class PoliciesResult(TypedDict):
-    """`winner`: family and rule with the best RA on validation images under the allowed loss, if any."""
-
-    rows: list[PolicyRow]
-    winner: dict[str, str] | None
-    allowed_ta_loss: float
-    images: int
-    clean_images: int
-    frames: int
-    validation_images: int
-    grid: dict[str, list[float]]
-    seed: int
-
-
 def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: float) -> Setting:
     """Return the setting of a family with the best RA on validation images, of those that a rule admits.
 
@@ -108,7 +69,7 @@ def choose_setting(settings: Sequence[Setting], rule: str, allowed_ta_loss: floa
     return min(admitted, key=lambda setting: (setting.ta_loss, -setting.ra))
 
 
-def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions) -> PoliciesResult:
+def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions) -> Record:
     """Compare the policies in one table: 19 corruptions at severities 1…5, and clean images.
 
     Settings are chosen on `validation`, the table is measured on `test`. All clean images should be used: 0.2 points
@@ -134,7 +95,7 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
     mixes |= {key: [policy.choose(belief) for belief in beliefs] for key, policy in policies.items()}
     rows = _rows(evaluator, mixes)
     for key, row in rows.items():
-        row |= _settings(bundle, chosen.get(key), shipped=key[0] == "shipped")  # type: ignore[typeddict-item]
+        row |= _settings(bundle, chosen.get(key), shipped=key[0] == "shipped")
         if key in policies:
             ta_loss, ra = validation[key]
             row["microseconds"] = round(microseconds(policies[key], beliefs), 1)
@@ -142,20 +103,20 @@ def compare_policies(bundle: Bundle, splits: Splits, options: EvaluationOptions)
         options.progress(f"{key[0]:10s} {key[1]:14s} TA {row['ta']:6.2f}  RA {row['ra']:6.2f}  at 5 {row['ra_5']:6.2f}")
     harmless = [key for key, setting in chosen.items() if setting.ta_loss <= ALLOWED_TA_LOSS]
     best = max(harmless, key=lambda key: chosen[key].ra, default=None)
-    return PoliciesResult(
-        rows=list(rows.values()),
-        winner=None if best is None else {"policy": best[0], "rule": best[1]},
-        allowed_ta_loss=ALLOWED_TA_LOSS,
-        images=len(splits.test.first(options.limit)),
-        clean_images=int((evaluator.frames.cell == 0).sum()),
-        frames=len(evaluator.frames),
-        validation_images=len(splits.validation.first(options.validation_limit)),
-        grid={"clean_weight": list(CLEAN_WEIGHTS), **{name: list(THRESHOLDS[name]) for name in FAMILIES}},
-        seed=options.seed,
-    )
+    return {
+        "rows": list(rows.values()),
+        "winner": None if best is None else {"policy": best[0], "rule": best[1]},
+        "allowed_ta_loss": ALLOWED_TA_LOSS,
+        "images": len(splits.test.first(options.limit)),
+        "clean_images": int((evaluator.frames.cell == 0).sum()),
+        "frames": len(evaluator.frames),
+        "validation_images": len(splits.validation.first(options.validation_limit)),
+        "grid": {"clean_weight": list(CLEAN_WEIGHTS), **{name: list(THRESHOLDS[name]) for name in FAMILIES}},
+        "seed": options.seed,
+    }
 
 
-def _rows(evaluator: Evaluator, mixes: dict[Key, list[Mix]]) -> dict[Key, PolicyRow]:
+def _rows(evaluator: Evaluator, mixes: dict[Key, list[Mix]]) -> dict[Key, Record]:
     frames = evaluator.frames
     right = {key: evaluator.right(found) for key, found in mixes.items()}
     ra = {key: frames.percent(found, 1) for key, found in right.items()}
@@ -164,20 +125,20 @@ def _rows(evaluator: Evaluator, mixes: dict[Key, list[Mix]]) -> dict[Key, Policy
     for key, found in mixes.items():
         difference, error = _paired(frames, right[key], right["shipped", ""])
         patched = np.array([bool(mix) for mix in found])
-        rows[key] = PolicyRow(
-            policy=key[0],
-            rule=key[1],
-            ta=round(frames.percent(right[key], 0), 2),
-            ra=round(ra[key], 2),
-            ra_5=round(ra_5[key], 2),
-            regret=round(ra["perfect", ""] - ra[key], 2),
-            regret_5=round(ra_5["perfect", ""] - ra_5[key], 2),
-            regret_best=round(ra["best", ""] - ra[key], 2),
-            ra_minus_shipped=round(difference, 2),
-            ra_se=round(error, 2),
-            patched=round(frames.percent(patched, 1), 1),
-            patched_clean=round(frames.percent(patched, 0), 1),
-        )
+        rows[key] = {
+            "policy": key[0],
+            "rule": key[1],
+            "ta": round(frames.percent(right[key], 0), 2),
+            "ra": round(ra[key], 2),
+            "ra_5": round(ra_5[key], 2),
+            "regret": round(ra["perfect", ""] - ra[key], 2),
+            "regret_5": round(ra_5["perfect", ""] - ra_5[key], 2),
+            "regret_best": round(ra["best", ""] - ra[key], 2),
+            "ra_minus_shipped": round(difference, 2),
+            "ra_se": round(error, 2),
+            "patched": round(frames.percent(patched, 1), 1),
+            "patched_clean": round(frames.percent(patched, 0), 1),
+        }
     return rows
 
 
@@ -237,7 +198,7 @@ _COLUMNS = (
 )
 
 
-def print_policies(result: PoliciesResult, console: Console) -> None:
+def print_policies(result: Record, console: Console) -> None:
     """Print the table on a console."""
     console.print(terminal(_COLUMNS, result["rows"]))
     if winner := result["winner"]:

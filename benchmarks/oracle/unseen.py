@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from torch import Tensor
 
-from rws.benchmarks.common.tables import Column, columns, label, terminal
+from rws.benchmarks.common.tables import Column, Record, columns, label, terminal
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import FormatError, InputError
 from rws.oracle.policy import GainTable, Policy, ReferencePolicy, make_policy
@@ -52,50 +52,6 @@ class UnseenRecipe:
     validation_limit: int = 200
     clean_recall: float = CalibrationRecipe.clean_recall
     seed: int = 0
-
-
-class UnseenRow(TypedDict):
-    """A held-out corruption: accuracies at severities 1…5, percent; `gain`: ours − std, mean, and the `worst`.
-
-    `chosen`: up to three signatures with the percent of the frames in which they are the strongest; `neighbour`: the
-    one borrowed at severity 5; `ta`, `ta_loss`: on clean images; `scores`: the oracle's on what it knows.
-    """
-
-    corruption: str
-    std: list[float]
-    ours: list[float]
-    borrowed: list[float]
-    own: list[float]
-    gain: float
-    worst: float
-    patched: float
-    chosen: list[tuple[str, float]]
-    neighbour: str | None
-    ta: float
-    ta_loss: float
-    scores: dict[str, float]
-
-
-class Summary(TypedDict, total=False):
-    """Means; `share_of_own` is the gain in percent of own − std; `worst`: the corruption with the least gain."""
-
-    mean: dict[str, float]
-    gain_of_borrowing: float
-    share_of_own: float | None
-    worst: dict[str, str | float]
-    worst_cell: dict[str, str | float]
-    ta_loss: float
-
-
-class UnseenResult(Summary, total=False):
-    """The rows of the finished jobs, the names of the `missing` ones, and the summary if there are rows."""
-
-    rows: list[UnseenRow]
-    missing: list[str]
-    epochs: int
-    images: int
-    validation_images: int
-    seed: int
 
 
 def bundle_recipe(bundle: Bundle, epochs: int | None = None) -> OracleRecipe:
@@ -172,7 +128,7 @@ def train_without(
 
 def evaluate_held_out(
     bundle: Bundle, splits: Splits, corruption: str, oracle: HeldOutOracle, recipe: UnseenRecipe, threads: int = 1
-) -> UnseenRow:
+) -> Record:
     """Measure what a held-out oracle does with the corruption that it never saw."""
     own = ReferencePolicy(bundle.table, "perfect")
     others = [name for name in bundle.table.corruptions if name != corruption and name in bundle.signatures.names]
@@ -198,21 +154,21 @@ def evaluate_held_out(
     gain = reached["ours"] - reached["std"]
     unseen = [mix for mix, cell in zip(ours, frames.cell, strict=True) if frames.cells[cell]]
     counts = Counter(max(mix, key=lambda name: mix[name]) for mix in unseen if mix)
-    return UnseenRow(
-        corruption=corruption,
-        std=by_severity["std"],
-        ours=by_severity["ours"],
-        borrowed=by_severity["borrowed"],
-        own=by_severity["own"],
-        gain=round(float(gain[:-1].mean()), 2),
-        worst=round(float(gain[:-1].min()), 2),
-        patched=round(100 * counts.total() / len(unseen), 1),
-        chosen=[(name, round(100 * count / len(unseen), 1)) for name, count in counts.most_common(3)],
-        neighbour=next(iter(borrowed[-1]), None),
-        ta=round(float(reached["ours"][-1]), 2),
-        ta_loss=round(float(reached["std"][-1] - reached["ours"][-1]), 2),
-        scores=dict(oracle.scores),
-    )
+    return {
+        "corruption": corruption,
+        "std": by_severity["std"],
+        "ours": by_severity["ours"],
+        "borrowed": by_severity["borrowed"],
+        "own": by_severity["own"],
+        "gain": round(float(gain[:-1].mean()), 2),
+        "worst": round(float(gain[:-1].min()), 2),
+        "patched": round(100 * counts.total() / len(unseen), 1),
+        "chosen": [(name, round(100 * count / len(unseen), 1)) for name, count in counts.most_common(3)],
+        "neighbour": next(iter(borrowed[-1]), None),
+        "ta": round(float(reached["ours"][-1]), 2),
+        "ta_loss": round(float(reached["std"][-1] - reached["ours"][-1]), 2),
+        "scores": dict(oracle.scores),
+    }
 
 
 def leave_one_out(
@@ -224,7 +180,7 @@ def leave_one_out(
     only: Sequence[str] = (),
     threads: int = 1,
     progress: Progress = silent,
-) -> UnseenResult:
+) -> Record:
     """Do the jobs that no process has done or is doing, and sum up the finished ones.
 
     Args:
@@ -238,13 +194,13 @@ def leave_one_out(
     images = [part.digest() for part in (splits.train, splits.validation, splits.test)]
     identity = [UNSEEN_VERSION, ORACLE_VERSION, recipe, files, dict(bundle.manifest.policy), images]
 
-    def make(name: str) -> UnseenRow:
+    def make(name: str) -> Record:
         oracle = train_without(bundle, splits, name, recipe, store, progress)
         row = evaluate_held_out(bundle, splits, name, oracle, recipe, threads)
         progress(f"{name}: gain {row['gain']:+.2f}, worst {row['worst']:+.2f}, TA loss {row['ta_loss']:.2f}")
         return row
 
-    entries: dict[str, Entry[UnseenRow]] = {
+    entries: dict[str, Entry[Record]] = {
         name: store.entry(f"{name}.json", identity, JSON) for name in only or bundle.table.corruptions
     }
     for name, entry in entries.items():
@@ -278,23 +234,22 @@ def _check(bundle: Bundle, only: Sequence[str]) -> None:
         table.index(name)
 
 
-def summary(rows: Sequence[UnseenRow]) -> Summary:
+def summary(rows: Sequence[Record]) -> Record:
     """Sum up the rows; empty if there are none."""
     if not rows:
         return {}
-    every: Sequence[Mapping[str, Any]] = rows  # arms are read by name
-    mean = {arm: float(np.mean([row[arm] for row in every])) for arm in ARMS}
+    mean = {arm: float(np.mean([row[arm] for row in rows])) for arm in ARMS}
     worst = min(rows, key=lambda row: row["gain"])
     cell = min(rows, key=lambda row: row["worst"])
     own_gain, gain = mean["own"] - mean["std"], mean["ours"] - mean["std"]
-    return Summary(
-        mean={arm: round(value, 2) for arm, value in mean.items()},
-        gain_of_borrowing=round(gain, 2),
-        share_of_own=round(100 * gain / own_gain, 1) if own_gain > 0 else None,
-        worst={"corruption": worst["corruption"], "gain": worst["gain"]},
-        worst_cell={"corruption": cell["corruption"], "gain": cell["worst"]},
-        ta_loss=max(row["ta_loss"] for row in rows),
-    )
+    return {
+        "mean": {arm: round(value, 2) for arm, value in mean.items()},
+        "gain_of_borrowing": round(gain, 2),
+        "share_of_own": round(100 * gain / own_gain, 1) if own_gain > 0 else None,
+        "worst": {"corruption": worst["corruption"], "gain": worst["gain"]},
+        "worst_cell": {"corruption": cell["corruption"], "gain": cell["worst"]},
+        "ta_loss": max(row["ta_loss"] for row in rows),
+    }
 
 
 _COLUMNS = (
@@ -307,10 +262,9 @@ _COLUMNS = (
 )
 
 
-def print_unseen(result: UnseenResult, console: Console) -> None:
+def print_unseen(result: Record, console: Console) -> None:
     """Print the table on a console: means over the severities."""
-    every: Sequence[Mapping[str, Any]] = result["rows"]  # arms are read by name
-    rows = [{**row, **{arm: float(np.mean(row[arm])) for arm in ARMS}} for row in every]
+    rows = [{**row, **{arm: float(np.mean(row[arm])) for arm in ARMS}} for row in result["rows"]]
     console.print(terminal(_COLUMNS, rows))
     if result["rows"]:
         share = "" if result["share_of_own"] is None else f", {result['share_of_own']} % of what its own would give"

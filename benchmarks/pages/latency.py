@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from rws.benchmarks.common.committed import ROOT
-from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
-from rws.benchmarks.pages.results import find, interval, link, lookup, read, spoken
+from rws.benchmarks.common.tables import Column, columns, label, markdown, spoken, spread
+from rws.benchmarks.pages.results import find, interval, link, lookup, read
 
 SLOWER = {
     "reload": "a new session from a patched file",

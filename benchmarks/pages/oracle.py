@@ -1,10 +1,10 @@
 """The tables of docs/benchmarks/oracle.md and streams.md: what the oracle knows and costs, and the baselines."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from rws.benchmarks.common.tables import Column, columns, label
-from rws.benchmarks.pages.results import find, interval, lookup, spoken, table
+from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
+from rws.benchmarks.pages.results import find, interval, lookup, table
 
 RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
@@ -48,10 +48,8 @@ CASES = {
 }
 PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 
-Row = Mapping[str, Any]
 
-
-def _types() -> Iterator[Row]:
+def _types() -> Iterator[Record]:
     for source, frames in (("", "one frame"), (".after_8_frames", "8 frames of one stream")):
         scores = lookup(f"replay_all.oracle{source}")
         for key, kind in (("type_accuracy", "raw"), ("type_accuracy_merged", "merged")):
@@ -64,14 +62,14 @@ def _merged() -> str:
     return ", ".join(f"{spoken(a)} and {spoken(b)} at severity {severity}" for a, b, severity in pairs) or "none"
 
 
-def _costs() -> Iterator[Row]:
+def _costs() -> Iterator[Record]:
     rows = lookup("oracle_cost.rows")
     for case, name in CASES.items():
         ms = {} if case == "in_turn" else {"ms": find(rows, case=case)["ms"]}
         yield {"name": name, **{row["model"]: interval(row) for row in rows if row["case"] == case}, **ms}
 
 
-def _policy(row: Row) -> str:
+def _policy(row: Record) -> str:
     if row["policy"] == "shipped":
         return f"**the bundle's policy: {POLICIES[row.get('kind', 'expected')]}**"
     return RULES.get(row["policy"]) or POLICIES[row["policy"]] + CHOSEN[row["rule"]]
@@ -82,7 +80,7 @@ def _best_policy() -> str:
     return _policy(winner) if winner else "none loses as little"
 
 
-def _unseen() -> list[Row]:
+def _unseen() -> list[Record]:
     result = lookup("unseen")
     rows = [{**row, "neighbour": spoken(row["neighbour"] or "none")} for row in result["rows"]]
     for row in rows:
@@ -92,32 +90,32 @@ def _unseen() -> list[Row]:
     return [*rows, {"corruption": "**mean**"} | result["mean"] | gains]
 
 
-def _delay(row: Row) -> str:
+def _delay(row: Record) -> str:
     found = row.get("delay")
     return f"{found['median']:g} / {found['mean']:.2f} / {found['p95']:g}" if found else ""
 
 
-def _ours() -> list[Row]:
+def _ours() -> list[Record]:
     arms = ("std", "perfect", "frame", "trained")
     return [row for row in lookup("streams.rows") if row["batch"] == 1 and row["method"] in arms]
 
 
-def _by_method(row: Row) -> tuple[Any, ...]:
+def _by_method(row: Record) -> tuple[Any, ...]:
     return row["batch"], row.get("engine") != "torch", list(METHODS).index(row["method"])
 
 
-def _baselines() -> list[Row]:
+def _baselines() -> list[Record]:
     rows: dict[Any, dict[str, Any]] = {}
     for row in sorted(lookup("baselines.rows"), key=_by_method):
         rows.setdefault(_by_method(row), dict(row))[row["protocol"]] = f"{row['ra']:.1f} / {row['ta']:.1f}"
     return list(rows.values())
 
 
-def _megabytes(key: str) -> Callable[[Row], float | None]:
+def _megabytes(key: str) -> Callable[[Record], float | None]:
     return lambda row: row[key] / 1e6 if key in row else None
 
 
-def _method(row: Row) -> str:
+def _method(row: Record) -> str:
     return METHODS[row["method"]]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from rws.benchmarks.common.tables import Column, columns, label, markdown, plain
-from rws.benchmarks.pages.results import find, made_by, spoken
+from rws.benchmarks.common.tables import Column, columns, label, markdown, plain, spoken
+from rws.benchmarks.pages.results import find, made_by
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.entries import ENTRIES, TABLE_COLUMNS
 from rws.benchmarks.paper.run import RESULTS, Task, status, tasks

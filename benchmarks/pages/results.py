@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.benchmarks.common.committed import RESULTS
-from rws.benchmarks.common.tables import Column, label, markdown
+from rws.benchmarks.common.tables import Column, label, markdown, spoken
 
 
 def read(name: str) -> Any:
@@ -102,8 +102,3 @@ def find(rows: Iterable[Any], **wanted: Any) -> Any:
 def interval(row: Mapping[str, Any], prefix: str = "") -> str:
     """Return the ratio of a row with its 95 % interval."""
     return f"{row['ratio']:.3f} ({row[f'{prefix}low']:.3f}–{row[f'{prefix}high']:.3f})"
-
-
-def spoken(name: str) -> str:
-    """Return a name with spaces instead of underscores."""
-    return name.replace("_", " ")

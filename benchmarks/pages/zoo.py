@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rws.benchmarks.common.tables import Column, columns, label, markdown, spread
-from rws.benchmarks.pages.results import lookup, matching, read, spoken, table
+from rws.benchmarks.common.tables import Column, columns, label, markdown, spoken, spread
+from rws.benchmarks.pages.results import lookup, matching, read, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")

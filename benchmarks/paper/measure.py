@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,14 +76,9 @@ Result = dict[str, object]
 """The content of a table or figure, plain data for its JSON file."""
 
 
-class Score(TypedDict):
-    """Accuracies in percent (`ta` clean, `ra` robust), and the `bytes` that a device carries."""
-
-    ta: float
-    ra: dict[str, float]  # by corruption
-    bytes: int
-    alpha: dict[str, float]  # each signature's strength; empty for whole models
-    validation: dict[str, float]  # each signature's accuracy on validation images; empty for whole models
+Score = dict[str, Any]
+"""Percent: `ta` clean, `ra` robust by corruption, each signature's on `validation` images; and each signature's `alpha`
+(both empty for whole models), and the `bytes` that a device carries."""
 
 
 class Measure:
@@ -214,7 +209,7 @@ class Measure:
         shapes = [tuple(parameter.shape) for parameter in self.std.parameters()]
         size = code_bytes(shapes, variant.bits, variant.per)
         one = _stored(self.std if variant.method != "augmented" else fold_batchnorm(self.build.augmented()), variant)
-        score = Score(ta=accuracy(one, self.clean), ra={}, bytes=size, alpha={}, validation={})
+        score: Score = {"ta": accuracy(one, self.clean), "ra": {}, "bytes": size, "alpha": {}, "validation": {}}
         for name in CORRUPTIONS:
             model = _stored(self.robust(name), variant) if variant.method == "robust" else one
             score["ra"][name] = accuracy(model, self.tests(name))
@@ -226,7 +221,7 @@ class Measure:
         base = self.init if variant.method == "restart" else self.std
         exact = replace(variant, bits=32, per="channel")
         known = self.score(exact) if variant.bits != 32 else None
-        score = Score(ta=accuracy(base, self.clean), ra={}, bytes=0, alpha={}, validation={})
+        score: Score = {"ta": accuracy(base, self.clean), "ra": {}, "bytes": 0, "alpha": {}, "validation": {}}
         for name in CORRUPTIONS:
             deltas = code(self.deltas(variant.method, name, variant.layers), variant.bits, variant.per)
             if known is None:

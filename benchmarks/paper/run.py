@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import matplotlib.pyplot as plt
 import torch
@@ -62,18 +61,9 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
                     yield Task(name, column, sources, scale)
 
 
-class Status(TypedDict):
-    """Whether a result has been made."""
-
-    name: str
-    column: str
-    scale: str
-    done: bool
-
-
-def status(results: Path) -> list[Status]:
-    """Return the status of every result, by its file in a folder of results."""
-    return [Status(name=t.name, column=t.column, scale=t.scale, done=t.path(results).is_file()) for t in tasks()]
+def status(results: Path) -> list[Result]:
+    """Return for every result whether it has been made: whether its file is in a folder of results."""
+    return [{"name": t.name, "column": t.column, "scale": t.scale, "done": t.path(results).is_file()} for t in tasks()]
 
 
 def measured_column(column: str, place: Place) -> Measure:

@@ -4,11 +4,11 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
-from typing import TypedDict
 
 import numpy as np
 import torch
 
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.paper.columns import METHODS
 from rws.benchmarks.paper.measure import ALL_LAYERS, WHOLE, Measure, Result, Variant, code, code_bytes, mean
 from rws.benchmarks.replay.replay import Replayer
@@ -35,24 +35,15 @@ TABLE1 = (
 TABLE5 = tuple(Variant(method, bits=bits) for method in ("robust", "residual", "tuned-labels") for bits in BITS)
 
 
-class Trained(TypedDict):
-    """Accuracies of a column's bundle by arm (`ARMS`) and of its oracle on the same images, percent."""
-
-    ta: dict[str, float]
-    ra: dict[str, dict[str, float]]
-    type_accuracy: float
-    clean_recall: float
-
-
-def trained(measure: Measure) -> Trained:
-    """Evaluate the column's bundle with no patch, its trained oracle, a perfect oracle, and all signatures averaged."""
+def trained(measure: Measure) -> Record:
+    """Evaluate the column's bundle by arm (`ARMS`), and its oracle, on the same images, percent."""
     oracle = hashlib.sha256(measure.build.oracle()[0]).hexdigest()
     identity = [measure.identity(), oracle]
-    found: Trained = measure.scores.get("trained.json", identity, lambda: _run_bundle(measure), JSON)
+    found: Record = measure.scores.get("trained.json", identity, lambda: _run_bundle(measure), JSON)
     return found
 
 
-def _run_bundle(measure: Measure) -> Trained:
+def _run_bundle(measure: Measure) -> Record:
     build = measure.build
     build.bundle(build.work / "bundle")
     bundle, threads = Bundle.load(build.work / "bundle"), torch.get_num_threads()
@@ -62,12 +53,12 @@ def _run_bundle(measure: Measure) -> Trained:
     outcomes = {test.corruption: replayer.run(test) for test in tests}
     clean = outcomes.pop(CLEAN)
     named = [float((found.types == 1 + CORRUPTIONS.index(name)).mean()) for name, found in outcomes.items()]
-    return Trained(
-        ta={arm: 100 * float(clean.correct[arm].mean()) for arm in ARMS},
-        ra={arm: {name: 100 * float(o.correct[arm].mean()) for name, o in outcomes.items()} for arm in ARMS},
-        type_accuracy=100 * float(np.mean(named)),
-        clean_recall=100 * float((clean.types == 0).mean()),
-    )
+    return {
+        "ta": {arm: 100 * float(clean.correct[arm].mean()) for arm in ARMS},
+        "ra": {arm: {name: 100 * float(o.correct[arm].mean()) for name, o in outcomes.items()} for arm in ARMS},
+        "type_accuracy": 100 * float(np.mean(named)),
+        "clean_recall": 100 * float((clean.types == 0).mean()),
+    }
 
 
 def row(measure: Measure, variant: Variant) -> Result:

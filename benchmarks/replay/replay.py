@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
+from rws.benchmarks.common.tables import Record, columns, label, terminal
 from rws.benchmarks.streams.protocols import Flags, Floats, Ints
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
@@ -146,64 +148,9 @@ def indistinguishable_pairs(
     return found
 
 
-class TypeScores(TypedDict, total=False):
-    """Type accuracy, percent; `merged` accepts either name of an indistinguishable pair."""
-
-    type_accuracy: float
-    type_accuracy_merged: float
-
-
-class Recalls(TypeScores, total=False):
-    """Type accuracy, percent: each type counts alike, and each severity of it."""
-
-    clean_recall: float | None
-    per_severity: dict[str, TypeScores]
-
-
-class OracleScores(Recalls, total=False):
-    """What the oracle knows of single frames, and after 8 frames of one stream."""
-
-    merged: list[list[str | int]]
-    confusion: dict[str, Any]
-    after_8_frames: Recalls
-    severity_mae: float
-
-
-class Split(TypedDict):
-    """Points of accuracy that each share of the regret costs; they sum to `total`."""
-
-    policy: float
-    severity: float
-    type: float
-    clean: float
-    total: float
-
-
-class RegretSplit(Split):
-    """The split of the mean and of each corruption, and the points of TA that patches on clean frames cost."""
-
-    clean_frames_patched: float | None
-    per_corruption: dict[str, Split]
-
-
-class ReplayResult(TypedDict):
-    """Accuracies in percent by arm: `ta` clean (empty without clean images), `ra` mean over the corruptions."""
-
-    images: int
-    severities: list[int]
-    seed: int
-    ta: Accuracies
-    ra: Accuracies
-    regret: float
-    regret_split: RegretSplit
-    oracle: OracleScores
-    per_corruption: dict[str, Accuracies]
-    per_severity: dict[str, Accuracies]
-
-
 def replay(
     bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
-) -> ReplayResult:
+) -> Record:
     """Replay a test set (see `rws.training.evaluation.sets.evaluation_sets`) and sum it up.
 
     Raises InputError if the source holds no corrupted images, or does not fit the bundle.
@@ -219,22 +166,22 @@ def replay(
         raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
     ra, per_corruption = sums.by_corruption()
     ta = sums.scores.get((CLEAN, 0))
-    return ReplayResult(
-        images=sums.images,
-        severities=list(severities),
-        seed=options.seed,
-        ta=_rounded(ta) if ta else {},
-        ra=_rounded(ra),
-        regret=round(ra["perfect"] - ra["trained"], 2),
-        regret_split=RegretSplit(
+    return {
+        "images": sums.images,
+        "severities": list(severities),
+        "seed": options.seed,
+        "ta": _rounded(ta) if ta else {},
+        "ra": _rounded(ra),
+        "regret": round(ra["perfect"] - ra["trained"], 2),
+        "regret_split": {
             **_split(ra),
-            clean_frames_patched=round(ta["perfect"] - ta["trained"], 3) if ta else None,
-            per_corruption={name: _split(scores) for name, scores in per_corruption.items()},
-        ),
-        oracle=sums.oracle_scores(),
-        per_corruption={name: _rounded(scores) for name, scores in per_corruption.items()},
-        per_severity=sums.by_severity(),
-    )
+            "clean_frames_patched": round(ta["perfect"] - ta["trained"], 3) if ta else None,
+            "per_corruption": {name: _split(scores) for name, scores in per_corruption.items()},
+        },
+        "oracle": sums.oracle_scores(),
+        "per_corruption": {name: _rounded(scores) for name, scores in per_corruption.items()},
+        "per_severity": sums.by_severity(),
+    }
 
 
 @dataclass
@@ -272,7 +219,7 @@ class _Sums:
                 at.setdefault(severity, []).append(scores)
         return {str(severity): _rounded(_mean_of(scores)) for severity, scores in at.items()}
 
-    def oracle_scores(self) -> OracleScores:
+    def oracle_scores(self) -> Record:
         order = [CLEAN, *self.corruptions]
         same = indistinguishable_pairs(self.samples, self.corruptions)
         confusion = np.zeros((len(order), len(order)), np.int64)
@@ -295,14 +242,15 @@ def _mean_of(scores: Sequence[Accuracies]) -> Accuracies:
     return {arm: float(np.mean([each[arm] for each in scores])) for arm in (*ARMS, *PARTIAL_ORACLES)}
 
 
-def _split(accuracy: Accuracies) -> Split:
+def _split(accuracy: Accuracies) -> Accuracies:
+    """Return the points of accuracy that each share of the regret costs; they sum to `total`."""
     steps = pairwise(accuracy[arm] for arm in ("perfect", *PARTIAL_ORACLES, "trained"))
     shares = [more - less for more, less in steps]
-    policy, severity, kind, clean, total = (round(share, 3) for share in (*shares, sum(shares)))
-    return Split(policy=policy, severity=severity, type=kind, clean=clean, total=total)
+    names = ("policy", "severity", "type", "clean", "total")
+    return {name: round(share, 3) for name, share in zip(names, (*shares, sum(shares)), strict=True)}
 
 
-def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Recalls:
+def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[tuple[str, str, int]]) -> Record:
     raw, merged = (defaultdict[str, dict[int, float]](dict) for _ in range(2))
     for (name, severity), counts in named.items():
         twins = {twin for pair in same if name in pair[:2] and severity == pair[2] for twin in pair[:2]}
@@ -314,8 +262,8 @@ def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[
         kinds = [[by[severity] for severity in at if severity in by] for by in recall.values()]
         return round(float(np.mean([np.mean(kind) for kind in kinds if kind])), 2)
 
-    def scores(at: Sequence[int]) -> TypeScores:
-        return TypeScores(type_accuracy=mean_at(raw, at), type_accuracy_merged=mean_at(merged, at))
+    def scores(at: Sequence[int]) -> Record:
+        return {"type_accuracy": mean_at(raw, at), "type_accuracy_merged": mean_at(merged, at)}
 
     severities = sorted({severity for _, severity in named})
     recall = round(raw[CLEAN][0], 2) if CLEAN in raw else None
@@ -323,16 +271,14 @@ def _recalls(named: Mapping[SetKey, Ints], order: Sequence[str], same: Sequence[
     return {**(scores(severities) if severities else {}), "clean_recall": recall, "per_severity": per_severity}
 
 
-def format_replay(result: ReplayResult) -> str:
-    """Return clean and robust accuracy of the arms, the regret and the oracle's scores as text."""
-    lines = [" " * 17 + "".join(f"{label:>16s}" for label in ARMS.values())]
-    for name, accuracies in (("clean accuracy", result["ta"]), ("robust accuracy", result["ra"])):
-        if accuracies:
-            lines.append(f"{name:17s}" + "".join(f"{accuracies[arm]:16.2f}" for arm in ARMS))
+_COLUMNS = (label("", "name"), *columns({title: arm for arm, title in ARMS.items()}, ".2f"))
+
+
+def print_replay(result: Record, console: Console) -> None:
+    """Print clean and robust accuracy of the arms, the regret and the oracle's scores on a console."""
+    parts = {"clean accuracy": result["ta"], "robust accuracy": result["ra"]}
+    console.print(terminal(_COLUMNS, [{"name": name, **scores} for name, scores in parts.items() if scores]))
     scores = result["oracle"]
     recall = "" if scores["clean_recall"] is None else f"clean recall {scores['clean_recall']:.2f} %, "
-    lines.append(
-        f"regret {result['regret']:.2f}; oracle: type {scores['type_accuracy']:.2f} %, "
-        f"{recall}severity error {scores['severity_mae']:.2f}"
-    )
-    return "\n".join(lines)
+    known = f"type {scores['type_accuracy']:.2f} %, {recall}severity error {scores['severity_mae']:.2f}"
+    console.print(f"regret {result['regret']:.2f}; oracle: {known}")

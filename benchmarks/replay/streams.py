@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
 from torch import Tensor
 
 from rws.benchmarks.baselines.base import Baseline
-from rws.benchmarks.baselines.cost import Cost, CostRow, Sample, measure_cost
+from rws.benchmarks.baselines.cost import Sample, measure_cost
 from rws.benchmarks.baselines.registry import BASELINES_VERSION, make_baselines
-from rws.benchmarks.common.tables import plain, write_csv
+from rws.benchmarks.common.tables import Column, Record, columns, label, plain, terminal, write_csv
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import Ours, Outcome, our_methods, run_method, run_ours
 from rws.benchmarks.streams.protocols import PROTOCOLS, Ints, Stream, frames_of, make_stream
 from rws.benchmarks.streams.scores import (
     NAMES,
-    Reaction,
     delays,
     mean_by_type,
     mix_change_rate,
@@ -82,62 +82,7 @@ class StreamOptions:
             raise UsageError(f"batch sizes are {list(self.batches)}, expected at least one, each 1 or more")
 
 
-class StreamRow(TypedDict, total=False):
-    """A method at a batch size on a protocol, percent; differences (`regret`, `ta_lost`) are to `perfect`.
-
-    `per_type`: in the order of `types`, None if the bundle does not know a corruption. Those of `CHOOSING` also have
-    `mix_change_rate`, and `right`, `delay` and `delay_severity` as the gain table sees them.
-    """
-
-    protocol: str
-    method: str
-    batch: int
-    ra: float | None
-    ta: float | None
-    regret: float | None
-    ta_lost: float | None
-    per_type: list[float | None]
-    mix_change_rate: float | None
-    right: float | None
-    delay: Reaction | None
-    delay_severity: Reaction | None
-
-
-class Timeline(TypedDict):
-    """A short stream to draw; indices stand for `types`, runs are [[index, length], …].
-
-    `believed`: runs of the most probable type (after the filter); `mix`: of the strongest signature in effect, 0 for no
-    patch; `correct`: percent correct of the last `window` frames after each `step` frames.
-    """
-
-    protocol: str
-    seed: int
-    severity: Severity
-    frames: int
-    types: list[str]
-    true: list[list[int]]
-    believed: dict[str, list[list[int]]]
-    mix: dict[str, list[list[int]]]
-    window: int
-    step: int
-    correct: dict[str, list[int]]
-
-
-class StreamResult(TypedDict, total=False):
-    """All rows; `timeline` if `continual` was run, `cost` with baselines."""
-
-    frames_per_type: int
-    severity: Severity
-    seed: int
-    images: dict[str, Any]
-    bundle: dict[str, Any]
-    types: list[str]
-    rows: list[StreamRow]
-    timeline: Timeline
-    cost: Cost
-
-
-def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> StreamResult:
+def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Record:
     """Run our methods, and the baselines if asked for, over the protocols' streams, and sum it up.
 
     Raises:
@@ -155,19 +100,19 @@ def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Strea
     found = [(stream, method, 1, outcome) for (stream, method), outcome in outcomes.items()]
     for batch, baseline, (name, stream) in product(dict.fromkeys(options.batches), baselines, streams.items()):
         found.append((name, baseline.name, batch, runner.baseline(baseline, stream, batch)))
-    result = StreamResult(
-        frames_per_type=options.frames,
-        severity=options.severity,
-        seed=options.seed,
-        images={"count": len(images), "sha256": images.digest()},
-        bundle={"name": bundle.manifest.name, "files": _file_digests(bundle)},
-        types=list(NAMES),
-        rows=[
-            StreamRow(protocol=name, method=method, batch=batch)
+    result: dict[str, Any] = {
+        "frames_per_type": options.frames,
+        "severity": options.severity,
+        "seed": options.seed,
+        "images": {"count": len(images), "sha256": images.digest()},
+        "bundle": {"name": bundle.manifest.name, "files": _file_digests(bundle)},
+        "types": list(NAMES),
+        "rows": [
+            {"protocol": name, "method": method, "batch": batch}
             | _scores(streams[name], labels, method, outcome, outcomes[name, "perfect"], bundle)
             for name, method, batch, outcome in sorted(found, key=lambda part: PROTOCOLS.index(part[0]))
         ],
-    )
+    }
     if "continual" in streams:
         result["timeline"] = make_timeline(bundle, images, options)
     if options.baselines is not None:
@@ -181,30 +126,33 @@ def _stream(bundle: Bundle, labels: Ints, protocol: str, frames: int, options: S
     return make_stream(protocol, labels, frames=frames, severity=severity, seed=options.seed, corruptions=known)
 
 
-def make_timeline(bundle: Bundle, images: Images, options: StreamOptions) -> Timeline:
-    """Make a short `continual` stream to draw: at most 100 frames of each type, all 20 under 10 kB of JSON."""
+def make_timeline(bundle: Bundle, images: Images, options: StreamOptions) -> Record:
+    """Make a short `continual` stream to draw: at most 100 frames of each type, all 20 under 10 kB of JSON.
+
+    Indices stand for `types`, and runs are [[index, length], …].
+    """
     labels = images.labels.numpy()
     stream = _stream(bundle, labels, "continual", min(options.frames, TIMELINE_FRAMES), options)
     shown = ("std", "perfect", "frame", "trained")
     methods = [method for method in our_methods(bundle, options.threads) if method.name in shown]
     outcomes = {name: found for (_, name), found in run_ours(methods, {"": stream}, images.pixels).items()}
     truth = labels[stream.image]
-    return Timeline(
-        protocol=stream.protocol,
-        seed=options.seed,
-        severity=options.severity,
-        frames=len(stream),
-        types=list(NAMES),
-        true=run_lengths(stream.type + 1),
-        believed={name: run_lengths(outcomes[name].believed) for name in shown[2:]},
-        mix={name: run_lengths(_strongest(outcomes[name])) for name in shown[1:]},
-        window=TIMELINE_WINDOW,
-        step=TIMELINE_STEP,
-        correct={
+    return {
+        "protocol": stream.protocol,
+        "seed": options.seed,
+        "severity": options.severity,
+        "frames": len(stream),
+        "types": list(NAMES),
+        "true": run_lengths(stream.type + 1),
+        "believed": {name: run_lengths(outcomes[name].believed) for name in shown[2:]},
+        "mix": {name: run_lengths(_strongest(outcomes[name])) for name in shown[1:]},
+        "window": TIMELINE_WINDOW,
+        "step": TIMELINE_STEP,
+        "correct": {
             name: running_mean(found.predicted == truth, TIMELINE_WINDOW, TIMELINE_STEP)
             for name, found in outcomes.items()
         },
-    )
+    }
 
 
 def _strongest(outcome: Outcome) -> Ints:
@@ -212,17 +160,19 @@ def _strongest(outcome: Outcome) -> Ints:
     return np.array(index, np.int64)[outcome.mix]
 
 
-def _scores(stream: Stream, labels: Ints, method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle) -> StreamRow:
+def _scores(
+    stream: Stream, labels: Ints, method: str, outcome: Outcome, perfect: Outcome, bundle: Bundle
+) -> dict[str, Any]:
     truth = labels[stream.image]
     by_type = 100 * mean_by_type(stream, outcome.predicted == truth)
     reference = 100 * mean_by_type(stream, perfect.predicted == truth)
-    row = StreamRow(
-        ra=_rounded(np.nanmean(by_type[1:])),
-        ta=_rounded(by_type[0]),
-        regret=_rounded(np.nanmean(reference[1:]) - np.nanmean(by_type[1:])),
-        ta_lost=_rounded(reference[0] - by_type[0]),
-        per_type=[_rounded(value) for value in by_type],
-    )
+    row: dict[str, Any] = {
+        "ra": _rounded(np.nanmean(by_type[1:])),
+        "ta": _rounded(by_type[0]),
+        "regret": _rounded(np.nanmean(reference[1:]) - np.nanmean(by_type[1:])),
+        "ta_lost": _rounded(reference[0] - by_type[0]),
+        "per_type": [_rounded(value) for value in by_type],
+    }
     if method in CHOOSING:
         row["mix_change_rate"] = _rounded(mix_change_rate(stream, outcome.mix))
         right = right_mix(stream, bundle.table, outcome.mixes, outcome.mix)
@@ -240,7 +190,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def write_accuracies(path: Path, result: StreamResult) -> None:
+def write_accuracies(path: Path, result: Record) -> None:
     """Write the accuracies of a result as CSV: a row per (protocol, method, batch), a column per type, percent."""
     rows = [
         (row["protocol"], row["method"], row["batch"], *map(_cell, (row["ra"], row["ta"], *row["per_type"])))
@@ -249,18 +199,25 @@ def write_accuracies(path: Path, result: StreamResult) -> None:
     write_csv(path, "streams-row/1", plain("protocol", "method", "batch", "ra", "ta", *NAMES), rows)
 
 
-def format_streams(result: StreamResult) -> str:
-    """Return robust and clean accuracy and what the mixes did as text: a table per protocol."""
-    lines, widths = [], {"ra": 7, "ta": 7, "regret": 8, "ta_lost": 12, "mix_change_rate": 9, "right": 7}
+def _delay(row: Record) -> str:
+    return "{median:g} ({p95:g}), {never_right:g} %".format(**row["delay"]) if row.get("delay") else ""
+
+
+_NUMBERS = {"robust": "ra", "clean": "ta", "regret": "regret", "clean lost": "ta_lost"}
+_NUMBERS |= {"changes": "mix_change_rate", "right": "right"}
+_COLUMNS = (
+    label("method", "method"),
+    Column("batch", "batch"),
+    *columns(_NUMBERS, ".2f"),
+    label("delay (95 %), never", _delay),
+)
+
+
+def print_streams(result: Record, console: Console) -> None:
+    """Print robust and clean accuracy and what the mixes did on a console: a table per protocol."""
     for protocol in dict.fromkeys(row["protocol"] for row in result["rows"]):
-        lines += ["", f"{protocol:13s} batch robust  clean  regret  clean lost  changes  right  delay (95 %), never"]
-        for row in result["rows"]:
-            if row["protocol"] == protocol:
-                cells = "".join(f"{_cell(row.get(key)):>{width}s}" for key, width in widths.items())
-                if delay := row.get("delay"):
-                    cells += f"  {delay['median']:g} ({delay['p95']:g}), {delay['never_right']:g} %"
-                lines.append(f"{row['method']:13s} {row['batch']:5d}{cells}".rstrip())
-    return "\n".join(lines)
+        rows = [row for row in result["rows"] if row["protocol"] == protocol]
+        console.print(terminal(_COLUMNS, rows, protocol))
 
 
 def _file_digests(bundle: Bundle) -> dict[str, str]:
@@ -314,7 +271,7 @@ class _Runner:
         self._say(f"{baseline.name}, batch {batch}, {stream.protocol}: {state}")
         return outcome
 
-    def cost(self, work: Path, baselines: Sequence[Baseline], sample: Sample) -> Cost:
+    def cost(self, work: Path, baselines: Sequence[Baseline], sample: Sample) -> Record:
         where, options = provenance(), self._options
         run = self._settings | {
             "frames": len(sample.x),
@@ -324,14 +281,14 @@ class _Runner:
             "versions": where["versions"],
         }
         store = replace(self._store, resume=options.resume and not options.remeasure)
-        threads, rows = 1, list[CostRow]()
+        threads, rows = 1, list[Record]()
         for batch in dict.fromkeys(options.batches):
-            entry: Entry[Cost] = store.entry(f"cost-{batch}.json", [run, batch], JSON)
+            entry: Entry[Record] = store.entry(f"cost-{batch}.json", [run, batch], JSON)
             state = "measured" if entry.load() is None else "from before"
             cost = entry.get(partial(measure_cost, self._bundle, work, sample, (batch,)))
             threads, rows = cost["threads"], rows + cost["rows"]
             self._say(f"time and memory, batch {batch}: {state}")
-        return Cost(threads=threads, rows=rows)
+        return {"threads": threads, "rows": rows}
 
     def _part(self, stream: Stream, method: str, batch: int, run: Mapping[str, Any]) -> Entry[Outcome]:
         hasher = hashlib.sha256()

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.tables import Column, columns, label
+from rws.benchmarks.common.tables import Column, Record, columns, label
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.live.onnx_model import OnnxModel
@@ -115,32 +115,6 @@ def _read_deltas(bundle: Bundle, work: Path) -> dict[str, dict[str, NDArray[np.f
     return deltas
 
 
-class EncodingRow(TypedDict):
-    """An encoding: `bits` (32 is float32), what has one scale (`per`), accuracies in percent, bytes of the file.
-
-    `ra`: mean over the corruptions; `ta_after_reset`: of clean images after every signature was patched and reset.
-    """
-
-    bits: int
-    per: str
-    ra: float
-    ta_after_reset: float
-    bytes: int
-
-
-class Precision(TypedDict):
-    """What `compare_encodings` finds: next to the rows the clean model's accuracies, and the alphas."""
-
-    ta: float
-    ra_no_patch: float
-    rows: list[EncodingRow]
-    alphas: dict[str, float]
-    images: int
-    corruptions: int
-    severity: int
-    seed: int
-
-
 COLUMNS = [
     label("bits", "bits"),
     label("one scale per", "per"),
@@ -151,7 +125,7 @@ COLUMNS = [
 
 def compare_encodings(
     bundle: Bundle, source: str, work: Path | None = None, severity: int = 5, options: EvaluationOptions = DEFAULTS
-) -> Precision:
+) -> Record:
     """Measure each encoding on a test set, in percent.
 
     `source` and `severity` are those of `evaluation_sets`, `work` is that of `encodings_of`.
@@ -184,16 +158,16 @@ def compare_encodings(
     if clean is None or not patched:
         raise InputError(f"{source} lacks clean images, or corrupted ones of severity {severity}; give a clean folder")
     after = [round(percent_right(model, clean.pixels, clean.labels), 2) for model in models]
-    return Precision(
-        ta=round(clean_model.pop(CLEAN), 2),
-        ra_no_patch=round(float(np.mean(list(clean_model.values()))), 2),
-        rows=[
-            EncodingRow(bits=e.bits, per=e.per, ra=round(float(ra), 2), ta_after_reset=ta, bytes=e.bytes)
+    return {
+        "ta": round(clean_model.pop(CLEAN), 2),
+        "ra_no_patch": round(float(np.mean(list(clean_model.values()))), 2),
+        "rows": [
+            {"bits": e.bits, "per": e.per, "ra": round(float(ra), 2), "ta_after_reset": ta, "bytes": e.bytes}
             for e, ra, ta in zip(encodings, np.mean(patched, axis=0), after, strict=True)
         ],
-        alphas=alphas,
-        images=len(clean),
-        corruptions=len(patched),
-        severity=severity,
-        seed=options.seed,
-    )
+        "alphas": alphas,
+        "images": len(clean),
+        "corruptions": len(patched),
+        "severity": severity,
+        "seed": options.seed,
+    }

@@ -4,35 +4,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 from rich.console import Console
 
-from rws.benchmarks.common.interleave import Row
 from rws.benchmarks.common.memory import can_measure, measure
 from rws.benchmarks.common.models import BenchmarkModel, patched_onnx
-from rws.benchmarks.common.tables import Column, label, terminal
+from rws.benchmarks.common.tables import Column, Record, label, terminal
 from rws.benchmarks.storage.precision import float_file
 from rws.edge.onnx.graph import clean_tensors, read_model
 from rws.edge.signatures.quantization import Bits, Per
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-
-
-class Storage(TypedDict):
-    """What `measure_storage` finds in real files and fresh processes; each row names its `model` and `size`.
-
-    `rows`: `bytes` on disk of `what`; signatures of the patched tensors (`scope` `shallow`) or of all convolutions and
-    linear layers (`full`); `bits` 32 is float32; `ratio`: all that a device stores, over the model. `memory`: empty if
-    it cannot be measured; `imports` is a process with the packages only, the others come on top; `ratio`: over one
-    untouched session.
-    """
-
-    rows: list[Row]
-    memory: list[Row]
-
 
 DISK = [
     label("on disk", "what"),
@@ -50,15 +35,19 @@ MEMORY = [
 ]
 
 
-def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None]) -> Storage:
-    """Measure models on disk and in memory; `progress` is called with a line before each model and part."""
-    result = Storage(rows=[], memory=[])
+def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], None]) -> Record:
+    """Measure models on disk and in memory; `progress` is called with a line before each model and part.
+
+    `memory` is empty if it cannot be measured; `imports` in it is a process with the packages only, the others come on
+    top of it.
+    """
+    result: Record = {"rows": [], "memory": []}
     for model in models:
         with tempfile.TemporaryDirectory(prefix="rws-storage-") as name:
             folder = Path(name)
             progress(f"{model.name}, {model.size} px: on disk")
             files = write_models(model, folder)
-            case: Row = {"model": model.name, "size": model.size}
+            case: Record = {"model": model.name, "size": model.size}
             result["rows"] += [case | row for row in _on_disk(model, files, folder)]
             if can_measure():
                 progress(f"{model.name}, {model.size} px: in memory")
@@ -66,7 +55,7 @@ def measure_storage(models: Sequence[BenchmarkModel], progress: Callable[[str], 
     return result
 
 
-def print_storage(result: Storage, console: Console) -> None:
+def print_storage(result: Record, console: Console) -> None:
     """Print two tables per model."""
     for name, size in dict.fromkeys((row["model"], row["size"]) for row in result["rows"]):
         for columns, rows in ((DISK, result["rows"]), (MEMORY, result["memory"])):
@@ -91,10 +80,10 @@ def write_models(model: BenchmarkModel, folder: Path) -> list[Path]:
     return files
 
 
-def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
+def _on_disk(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Record]:
     clean = models[0].stat().st_size
 
-    def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Row:
+    def row(what: str, stored: int, everything: int, scope: str = "", bits: int | None = None, per: str = "") -> Record:
         ratio = round(everything / clean, 4)
         return {"what": what, "scope": scope, "bits": bits, "per": per, "bytes": stored, "ratio": ratio}
 
@@ -118,7 +107,7 @@ def _signature_file(changes: dict[str, NDArray[np.float32]], names: Sequence[str
     return replace(one, entries=dict.fromkeys(names, one.entries[names[0]])).to_bytes()
 
 
-def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Row]:
+def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> list[Record]:
     signatures = folder / "signatures.safetensors"
     model.signatures.save(signatures)
     imports = measure("imports", model.size)
@@ -128,10 +117,10 @@ def _in_memory(model: BenchmarkModel, models: Sequence[Path], folder: Path) -> l
         f"live, {len(model.signatures.names)} signatures": measure("live", model.size, [models[0], signatures]),
     }
     base = {"private_bytes": imports.private, "peak_rss_bytes": imports.peak_rss}
-    rows: list[Row] = [{"what": "imports", **base, "ratio": None}]
+    rows: list[Record] = [{"what": "imports", **base, "ratio": None}]
     one = loaded["session"].private - imports.private
     for what, found in loaded.items():
         private = found.private - imports.private
-        row: Row = {"what": what, "private_bytes": private, "peak_rss_bytes": found.peak_rss - imports.peak_rss}
+        row: Record = {"what": what, "private_bytes": private, "peak_rss_bytes": found.peak_rss - imports.peak_rss}
         rows.append(row | {"ratio": round(private / one, 4)} | ({"note": found.note} if found.note else {}))
     return rows

@@ -77,7 +77,7 @@ class Ours:
     def _one(self, x: Floats, kind: int, severity: float) -> int:
         joint = self.oracle.observe_batch(x[None])[0] if self.observes else np.zeros(0, np.float32)
         self.model.apply(self.choose(joint, int(kind), float(severity))[0])
-        return int(self.model.predict(x).argmax())
+        return int(self.model.predict(x)[0].argmax())
 
 
 def our_methods(bundle: Bundle, threads: int | None = 1) -> list[Ours]:

@@ -5,11 +5,12 @@ for compositions), is at most 1 point below that of the action which `perfect` t
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.protocols import TYPES, Flags, Floats, Ints, Stream
 from rws.oracle.belief import CLEAN, certain
 from rws.oracle.policy import GainTable, ReferencePolicy
@@ -70,20 +71,10 @@ def mix_change_rate(stream: Stream, mix: Ints) -> float:
     return 100 * float((mix[1:] != mix[:-1])[counted].mean()) if counted.any() else 0.0
 
 
-class Reaction(TypedDict):
-    """Frames until the mix is right, over `blocks` stretches; `never_right`: percent of those in which it never is."""
-
-    median: float
-    mean: float
-    p95: float
-    never_right: float
-    blocks: int
-
-
-def reaction(right: Flags, starts: Ints, stops: Ints) -> Reaction | None:
+def reaction(right: Flags, starts: Ints, stops: Ints) -> Record | None:
     """Return the frames until the mix is right (0: from the first on), over stretches of one true state; None for none.
 
-    A stretch in which it never got right counts with its whole length, a lower bound.
+    A stretch in which it never got right counts with its whole length, a lower bound; `never_right`: percent of these.
     """
     if len(starts) == 0:
         return None
@@ -98,7 +89,7 @@ def reaction(right: Flags, starts: Ints, stops: Ints) -> Reaction | None:
     }
 
 
-def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Reaction | None, Reaction | None]:
+def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Record | None, Record | None]:
     """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
 
     Both are None for `mixed`, where every frame is a change. In `gradual` the block of a corruption, which sets in

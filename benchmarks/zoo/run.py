@@ -1,7 +1,8 @@
-"""Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
+"""Third-party models: a bundle built from some of the images without labels, measured on others.
 
 `std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
 is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image.
+Accuracy and agreement of a detector are mAP50.
 """
 
 import json
@@ -12,13 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from rws.benchmarks.common.tables import Record
+from rws.benchmarks.zoo.judges import BoxJudge, ClassJudge, Judge
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
@@ -27,25 +30,28 @@ from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError
+from rws.edge.tasks.detect import Detections
+from rws.errors import InputError, UsageError
 from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
-from rws.training.adopt.model import ImportedModel, adopt_model, load_classifier
+from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
-from rws.training.data.clean_images import CleanImages, load_labelled, read_names
+from rws.training.data.boxes import load_boxes
+from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.images import Images
+from rws.training.data.names import read_names
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
-    Evaluator,
     Progress,
     as_input,
     ground_truth_mixes,
     observe,
+    outputs_of,
     percent_right,
     silent,
 )
@@ -53,10 +59,10 @@ from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
+from rws.training.models.foreign import load_model
+from rws.training.tasks.registry import make_objective
 
 ARMS = ("std", "trained", "perfect")
-Shares = dict[str, float]
-"""Percent by arm."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class ZooOptions:
         titles: file with the bundle's names of the classes, in the same order; None: the folders' names.
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
         limit: at most this many images in all.
+        file, test: of a detector: its `.onnx` file; a folder of images with label files, see `load_boxes`.
     """
 
     names: Path | None = None
@@ -78,97 +85,11 @@ class ZooOptions:
     threads: int = 2
     seed: int = 0
     progress: Progress = silent
+    file: Path | None = None
+    test: Path | None = None
 
 
-class ZooRow(TypedDict):
-    """A corruption at a severity: accuracy and agreement by arm, and how often the oracle names it, percent."""
-
-    corruption: str
-    severity: int
-    accuracy: Shares
-    agreement: Shares
-    named: float
-
-
-class CleanScores(TypedDict):
-    """On clean images, percent: accuracy, predictions that our oracle changes, images patched or named clean."""
-
-    accuracy: float
-    accuracy_trained: float
-    changed: float
-    changed_interval: tuple[float, float]
-    patched: float
-    named_clean: float
-
-
-class Mean(TypedDict):
-    """Means over the rows by arm, and the part of the loss that is won back, percent."""
-
-    std: float
-    trained: float
-    perfect: float
-    won_back: Shares
-
-
-class Summary(TypedDict):
-    """Accuracy and agreement, and how often the oracle names the corruption, percent."""
-
-    named: float
-    accuracy: Mean
-    agreement: Mean
-
-
-class Measurement(TypedDict):
-    """The measurements of a bundle."""
-
-    clean: CleanScores
-    rows: list[ZooRow]
-    summary: Summary
-
-
-class ZooResult(Measurement):
-    """A measurement, and the cost of building the bundle."""
-
-    model: str
-    quick: bool
-    build_images: int
-    test_images: int
-    layers: int
-    target: str
-    recipe: dict[str, Any]
-    build_minutes: dict[str, float]
-    this_run_minutes: float
-    threads: int
-    sizes: dict[str, float]
-    frame: dict[str, float]
-    torch: dict[str, float]
-    held_out: dict[str, Any]
-    seed: int
-    data: dict[str, str]
-
-
-class CurveRow(TypedDict):
-    """Signatures of the first n convolutions: their parameters, bytes in percent of the model's, accuracies."""
-
-    layers: int
-    parameters: int
-    signature_percent: float
-    std: float
-    perfect: float
-
-
-class CurveResult(TypedDict):
-    """Gain by bytes of the signatures."""
-
-    model: str
-    corruptions: list[str]
-    rows: list[CurveRow]
-    test_images: int
-    seed: int
-    data: dict[str, str]
-
-
-def _efficientnet_lite(number: int, size: int) -> bytes:
+def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
     from importlib import import_module
 
     with require("zoo"):
@@ -180,13 +101,16 @@ def _efficientnet_lite(number: int, size: int) -> bytes:
     return export_onnx(network.eval(), size)
 
 
-_LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
-ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
+_LITE = ImportOptions(preprocessing=Preprocessing(scale=255, mean=(127,), std=(128,)))
+ZOO: Mapping[str, tuple[Callable[[Path | None], bytes], ImportOptions]] = {
     "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
-    "vgg16": (partial(load_classifier, str(DEFAULT_BUNDLE / MODEL), None), Preprocessing()),
+    "efficientnet_lite2": (partial(_efficientnet_lite, 2, 260), _LITE),
+    "vgg16": (lambda _: load_model(str(DEFAULT_BUNDLE / MODEL)), ImportOptions(preprocessing=Preprocessing())),
+    "fastestdet": (lambda file: load_model(str(file)), ImportOptions(None, Preprocessing(bgr=True), fit="stretch")),
 }
-"""ONNX bytes of each classifier, as its owner would have exported it, and its preprocessing of RGB 0…1."""
+"""ONNX bytes of each model as its owner would have exported it, of a detector from `--file`; and what is said of it."""
+DETECTORS = ("fastestdet",)
 
 
 def halves(images: Images) -> tuple[Images, Images]:
@@ -203,62 +127,64 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 
 def measure(
-    bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
-) -> Measurement:
-    """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`."""
+    bundle: Bundle,
+    test: Images,
+    severities: Sequence[int] = TWO_SEVERITIES,
+    options: EvaluationOptions = DEFAULTS,
+    judge: Judge | None = None,
+) -> Record:
+    """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
+
+    `judge`: None: that of a classifier.
+    """
+    judge = judge or ClassJudge()
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
-    rows: list[ZooRow] = []
+    rows: list[Record] = []
     for made in corrupted_sets(test, severities, None, options.seed):
         frames = made.frames
         joint = observe(oracle, frames.pixels)
         named = per_type(joint, len(oracle.corruptions)).argmax(1)
-        evaluator, asked = Evaluator(model, frames), policy.mixes(joint)
-        answers = {
-            "std": evaluator.answers([{}] * len(frames)),
-            "trained": evaluator.answers(asked),
-            "perfect": evaluator.answers(ground_truth_mixes(truth, frames)),
-        }
-        accuracy = {arm: _percent(found == frames.labels) for arm, found in answers.items()}
+        asked = policy.mixes(joint)
+        mixes = {"std": [{}] * len(frames), "trained": asked, "perfect": ground_truth_mixes(truth, frames)}
+        answers = {arm: judge.answers(model, frames, chosen) for arm, chosen in mixes.items()}
+        accuracy = {arm: judge.accuracy(found, frames) for arm, found in answers.items()}
         if made.corruption == CLEAN:
             reference = answers["std"]
-            changed = int((answers["trained"] != reference).sum())
-            clean = CleanScores(
-                accuracy=accuracy["std"],
-                accuracy_trained=accuracy["trained"],
-                changed=100 * changed / len(frames),
-                changed_interval=interval(changed, len(frames)),
-                patched=100 * sum(bool(mix) for mix in asked) / len(frames),
-                named_clean=_percent(named == 0),
-            )
+            changed = judge.changed(answers["trained"], reference)
+            clean: Record = {
+                "accuracy": accuracy["std"],
+                "accuracy_trained": accuracy["trained"],
+                "changed": 100 * changed / len(frames),
+                "changed_interval": interval(changed, len(frames)),
+                "patched": 100 * sum(bool(mix) for mix in asked) / len(frames),
+                "named_clean": _percent(named == 0),
+            }
             options.progress(f"clean: {clean}")
             continue
-        row = ZooRow(
-            corruption=made.corruption,
-            severity=made.severity,
-            accuracy=accuracy,
-            agreement={arm: _percent(found == reference) for arm, found in answers.items()},
-            named=_percent(named == 1 + oracle.corruptions.index(made.corruption)),
-        )
+        row = {
+            "corruption": made.corruption,
+            "severity": made.severity,
+            "accuracy": accuracy,
+            "agreement": {arm: judge.agreement(found, reference) for arm, found in answers.items()},
+            "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
+        }
         rows.append(row)
         options.progress(f"{made.corruption} {made.severity}: {accuracy} named {row['named']:.0f}")
-    return Measurement(clean=clean, rows=rows, summary=summarise(clean["accuracy"], rows))
+    return {"clean": clean, "rows": rows, "summary": summarise(clean["accuracy"], rows)}
 
 
-def summarise(clean: float, rows: Sequence[ZooRow]) -> Summary:
+def summarise(clean: float, rows: Sequence[Record]) -> Record:
     """Average the rows, and compare with the clean accuracy; the clean model agrees with itself on clean images."""
 
-    def against(best: float, values: Sequence[Shares]) -> Mean:
-        mean = {arm: float(np.mean([value[arm] for value in values])) for arm in ARMS}
+    def against(best: float, key: str) -> Record:
+        mean = {arm: float(np.mean([row[key][arm] for row in rows])) for arm in ARMS}
         lost = best - mean["std"]
         won = {arm: 100 * (mean[arm] - mean["std"]) / lost if lost > 0 else 0.0 for arm in ("trained", "perfect")}
-        return Mean(std=mean["std"], trained=mean["trained"], perfect=mean["perfect"], won_back=won)
+        return {**mean, "won_back": won}
 
-    return Summary(
-        named=float(np.mean([row["named"] for row in rows])),
-        accuracy=against(clean, [row["accuracy"] for row in rows]),
-        agreement=against(100.0, [row["agreement"] for row in rows]),
-    )
+    named = float(np.mean([row["named"] for row in rows]))
+    return {"named": named, "accuracy": against(clean, "accuracy"), "agreement": against(100.0, "agreement")}
 
 
 def _percent(right: NDArray[np.bool_]) -> float:
@@ -270,20 +196,22 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
     models = [bundle.model(ModelOptions(backend, provider="cpu")) for backend in ("onnx", "torch")]
     for model in models:
         model.apply(mix)
-    onnx, torched = (model.predict(as_input(test.first(count).pixels)) for model in models)
+    spec, manifest = bundle.manifest.input, bundle.manifest
+    onnx, torched = (outputs_of(model, test.first(count).pixels, spec) for model in models)
+    objective = make_objective(manifest.task, manifest.classes, (spec.height, spec.width))
     return {
-        "difference": float(np.abs(onnx - torched).max()),
-        "largest": float(np.abs(onnx).max()),
-        "same_predictions": _percent(onnx.argmax(1) == torched.argmax(1)),
+        "difference": max(float(np.abs(one - other).max()) for one, other in zip(onnx, torched, strict=True)),
+        "largest": max(float(np.abs(output).max()) for output in onnx),
+        "same_predictions": objective.agreement(onnx, torched),
     }
 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Return the median milliseconds of the model, and of oracle and policy, one thread, one image."""
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
-    x = as_input(test.pixels[:1])[0]
+    x, view = (as_input(test.pixels[:1], spec)[0] for spec in (bundle.manifest.input, None))
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
-    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(x)))
+    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(view)))
     for _ in range(repeats):
         for key, step in zip(times, steps, strict=True):
             start = time.perf_counter()
@@ -306,38 +234,50 @@ def sizes(bundle: Bundle) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    # The labels of both halves are places in the model's logits; the class names may be unknown.
+    # The labels of the test are places in the model's logits, or boxes; the class names may be unknown.
     model: ImportedModel
-    build: Images
+    build: Tensor
     test: Images
+    truth: Sequence[Detections] | None
     classes: list[str] | None
     recipe: AdoptRecipe
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
-        return AdoptionBuild(
-            self.model, CleanImages(self.build.pixels), recipe, work, **{"classes": self.classes} | named
-        )
+        return AdoptionBuild(self.model, CleanImages(self.build), recipe, work, **{"classes": self.classes} | named)
 
 
-def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
+def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared:
     if name not in ZOO:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
     torch.set_num_threads(options.threads)
-    make, preprocessing = ZOO[name]
-    model = adopt_model(make(), preprocessing)
+    make, asked = ZOO[name]
     classes = None if options.names is None else read_names(options.names)
-    wanted = model.classes if classes is None else classes
-    build, test = halves(load_labelled(images, model.size, wanted, limit=options.limit, seed=options.seed))
-    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
-    return _Prepared(model, build, test, classes, replace(recipe, seed=options.seed))
+    detects = name in DETECTORS
+    if detects != (options.file is not None and options.test is not None and classes is not None):
+        raise UsageError(
+            f"--model {name}: a detector needs --file, --test and --names, a classifier none of the first two"
+        )
+    model = adopt_model(make(options.file), replace(asked, names=classes if detects else None))
+    recipe = replace(AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe), seed=options.seed)
+    if detects:
+        size, fit = (model.input.height, model.input.width), model.input.fit
+        build = torch.cat([load_clean_images(each, size, fit=fit, limit=options.limit).pixels for each in images])
+        pixels, truth = load_boxes(cast(Path, options.test), model.input, model.classes or ())
+        test = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.classes or ())
+        return _Prepared(model, build, test, truth, None, recipe)
+    wanted = model.class_count or 0 if classes is None else classes
+    both = load_labelled(images[0], model.input.height, wanted, limit=options.limit, seed=options.seed)
+    of_build, test = halves(both)
+    return _Prepared(model, of_build.pixels, test, None, classes, recipe)
 
 
-def run_entry(model: str, images: str, work: Path, out: Path | None, options: ZooOptions) -> ZooResult:
-    """Build a bundle for a classifier of the zoo from half of the images, and measure it on the other half.
+def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, options: ZooOptions) -> Record:
+    """Build a bundle for a model of the zoo, and measure it on images that the build has not seen.
 
     Args:
         model: one of `ZOO`; InputError if it is unknown or the images do not fit it.
-        images: a folder `<class>/<image>`; the build sees no labels.
+        images: of a classifier a folder `<class>/<image>`, of which the build gets one half, without labels; of a
+            detector clean images for the build.
         work: folder of the build; a stopped build continues.
         out: the bundle; None: in `work`.
     """
@@ -348,26 +288,28 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
+    judge = None if prepared.truth is None else BoxJudge(bundle, prepared.truth)
+    severities = TWO_SEVERITIES if judge is None else (TWO_SEVERITIES[0],)
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
-    return ZooResult(
-        **measure(bundle, test, options=evaluation),
-        model=model,
-        quick=options.quick,
-        build_images=len(prepared.build),
-        test_images=len(test),
-        layers=adoption.layers,
-        target=adoption.target,
-        recipe=asdict(adoption.recipe),
-        build_minutes=spent,
-        this_run_minutes=round((time.monotonic() - started) / 60, 2),
-        threads=options.threads,
-        sizes=sizes(bundle),
-        frame=frame_times(bundle, test),
-        torch=compare_backends(bundle, test, {"fog": 1.0}),
-        held_out=dict(bundle.manifest.measured),
-        seed=options.seed,
-        data={"source": Path(images).name, "test": test.digest()},
-    )
+    return {
+        **measure(bundle, test, severities, evaluation, judge),
+        "model": model,
+        "quick": options.quick,
+        "build_images": len(prepared.build),
+        "test_images": len(test),
+        "layers": adoption.layers,
+        "target": adoption.target,
+        "recipe": asdict(adoption.recipe),
+        "build_minutes": spent,
+        "this_run_minutes": round((time.monotonic() - started) / 60, 2),
+        "threads": options.threads,
+        "sizes": sizes(bundle),
+        "frame": frame_times(bundle, test),
+        "torch": compare_backends(bundle, test, {"fog": 1.0}),
+        "held_out": dict(bundle.manifest.measured),
+        "seed": options.seed,
+        "data": {"source": ", ".join(Path(each).name for each in images), "test": test.digest()},
+    }
 
 
 def parts_of_build(work: Path) -> dict[str, float]:
@@ -382,9 +324,9 @@ def parts_of_build(work: Path) -> dict[str, float]:
 
 def run_curve(
     model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
-) -> CurveResult:
+) -> Record:
     """Measure gain by bytes: signatures of a growing number of convolutions, at alpha 1 and 8 bits."""
-    prepared = _prepare(model, images, options)
+    prepared = _prepare(model, [images], options)
     test, onnx = prepared.test, prepared.model.onnx
     proto = read_model(onnx)
     rows = []
@@ -403,13 +345,13 @@ def run_curve(
         std, perfect = (float(np.mean(found)) for found in scores.values())
         size = sum(array.size for array in adoption.clean.values())
         share = 100 * signature_bytes(proto, count) / len(onnx)
-        rows.append(CurveRow(layers=count, parameters=size, signature_percent=share, std=std, perfect=perfect))
+        rows.append({"layers": count, "parameters": size, "signature_percent": share, "std": std, "perfect": perfect})
         options.progress(json.dumps(rows[-1]))
-    return CurveResult(
-        model=model,
-        corruptions=list(corruptions),
-        rows=rows,
-        test_images=len(test),
-        seed=options.seed,
-        data={"source": Path(images).name, "test": test.digest()},
-    )
+    return {
+        "model": model,
+        "corruptions": list(corruptions),
+        "rows": rows,
+        "test_images": len(test),
+        "seed": options.seed,
+        "data": {"source": Path(images).name, "test": test.digest()},
+    }

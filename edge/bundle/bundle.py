@@ -1,8 +1,8 @@
 """The bundle: a folder with everything a device needs, checked before it is used; its format is in README.md."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from rws.edge.common.schema import shorten
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.check import check_network
-from rws.edge.onnx.graph import clean_tensors, data_input, output_shape, read_model
+from rws.edge.onnx.graph import clean_tensors, data_input, read_model, value_shape
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.quantization import largest_value
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import read_tensors
+from rws.edge.tasks.base import Task
+from rws.edge.tasks.registry import make_task
 from rws.errors import BundleError, InputError, SignatureError
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import GainTable, Policy, make_policy
@@ -26,6 +29,7 @@ from rws.oracle.temporal_filter import BeliefFilter
 
 POLICY_DESCRIPTION: Mapping[str, Any] = {"format": "rws-policy", "version": 1}
 _LARGEST_CHANGE = 1e6  # of a weight: far beyond what an extraction gives
+_LARGEST_BATCH = 64  # that a model may be fixed to
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,25 @@ class Bundle:
         signatures = SignatureSet.from_bytes(contents[SIGNATURES], str(folder / SIGNATURES))
         table = _read_table(contents[POLICY], folder / POLICY, manifest).limited_to(signatures.names)
         model = _check_model(contents[MODEL], folder / MODEL, manifest, signatures)
+        manifest = replace(manifest, outputs=manifest.outputs or (model.graph.output[0].name,))
         _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
-        _check_network(contents[ORACLE], folder / ORACLE, manifest, states)
+        oracle = _check_network(contents[ORACLE], folder / ORACLE, manifest.input.view)
+        _check_rows(oracle, (oracle.graph.output[0].name,), states, folder / ORACLE)
         signed = bool(files.maker_signature)
         bundle = cls(folder, manifest, signatures, table, signed, files.signed_by, contents, {MODEL: model})
         bundle.policy()
         bundle.filter()
+        return bundle
+
+    @classmethod
+    def load_classifier(cls, path: str | Path | None = None) -> "Bundle":
+        """Load a bundle as `load` does; BundleError unless it classifies the images that its oracle sees."""
+        bundle = cls.load(path)
+        about = bundle.manifest
+        if about.task.name != "classify" or about.input != about.input.view:
+            found = f"has the task {about.task.name} and takes {about.input}"
+            raise BundleError(f"{bundle.path}: {found}; this command needs a classifier of RGB images, float32, 0…1")
         return bundle
 
     def read(self, name: str) -> bytes:
@@ -85,12 +101,17 @@ class Bundle:
         if options.backend not in ("onnx", "torch"):
             raise InputError(f"backend is {options.backend!r}, expected 'onnx' or 'torch'")
         arguments = (self.signatures, self.signatures.tensors, options.provider, options.threads, options.strategy)
+        outputs = self.manifest.outputs
         if options.backend == "onnx":
-            size = (self.manifest.input.height, self.manifest.input.width)
-            return OnnxModel(self._networks.pop(MODEL, None) or self.read(MODEL), *arguments, image_size=size)
+            size, network = (self.manifest.input.height, self.manifest.input.width), self._networks.pop(MODEL, None)
+            return OnnxModel(network or self.read(MODEL), *arguments, image_size=size, outputs=outputs)
         from rws.edge.live.torch_model import TorchModel
 
-        return TorchModel.from_onnx(self.read(MODEL), *arguments)
+        return TorchModel.from_onnx(self.read(MODEL), *arguments, outputs=outputs)
+
+    def task(self) -> Task[Any]:
+        """Make the task, which reads the model's outputs."""
+        return make_task(self.manifest.task, self.manifest.classes)
 
     def oracle(self, threads: int | None = None) -> Oracle:
         """Build the corruption classifier; raise FormatError if ONNX Runtime cannot run it."""
@@ -117,7 +138,13 @@ class Bundle:
 
 
 def _check_model(content: bytes, source: Path, manifest: Manifest, signatures: SignatureSet) -> Any:
-    network = _check_network(content, source, manifest, len(manifest.classes))
+    network = _check_network(content, source, manifest.input)
+    outputs = [value.name for value in network.graph.output]
+    if unknown := [name for name in manifest.outputs if name not in outputs]:
+        named = f"{MANIFEST} names the output {shorten(unknown[0])}"
+        raise BundleError(f"{source}: gives {shorten(', '.join(outputs))}, {named}; {CURE}")
+    if manifest.task.name in ("classify", "multilabel"):
+        _check_rows(network, manifest.outputs or outputs[:1], len(manifest.classes), source)
     shapes = {tensor.name: tensor.shape for tensor in manifest.patched_tensors}
     clean = clean_tensors(network, shapes)
     for name, shape in shapes.items():
@@ -138,18 +165,26 @@ def _check_strength(signatures: SignatureSet, table: GainTable, source: Path) ->
             raise SignatureError(f"{source}: {fault}; extract the signatures again")
 
 
-def _check_network(content: bytes, source: Path, manifest: Manifest, outputs: int) -> Any:
+def _check_network(content: bytes, source: Path, takes: InputSpec) -> Any:
+    """Return a network that holds nothing harmful and takes images as `takes` says; else raise BundleError."""
     network = read_model(content, str(source))
-    height, width = manifest.input.height, manifest.input.width
-    check_network(network, str(source), (height, width), len(content))
-    shape = data_input(network, str(source))[1]
-    pairs = zip(shape[1:], (3, height, width), strict=False)
-    if len(shape) != 4 or any(found not in (None, want) for found, want in pairs):
-        raise BundleError(f"{source}: takes {shape}, expected (N, 3, {height}, {width}); export it again")
-    result = output_shape(network)
-    if len(result) != 2 or result[1] not in (None, outputs):
-        raise BundleError(f"{source}: gives {result}, expected (N, {outputs}); export it again")
+    shape = (given := data_input(network, str(source))).shape
+    batch = shape[0] if shape and shape[0] is not None else 1
+    if not 0 < batch <= _LARGEST_BATCH:
+        raise BundleError(f"{source}: takes batches of {batch}, expected 1 to {_LARGEST_BATCH}; export it again")
+    check_network(network, str(source), (batch, *takes.shape), len(content))
+    pairs = zip(shape[1:], takes.shape, strict=False)
+    if len(shape) != 4 or given.dtype != takes.dtype or any(found not in (None, want) for found, want in pairs):
+        expected = f"{takes.dtype} (N, {', '.join(map(str, takes.shape))})"
+        raise BundleError(f"{source}: takes {given.dtype} {shape}, expected {expected}; export it again")
     return network
+
+
+def _check_rows(network: Any, outputs: Sequence[str], width: int, source: Path) -> None:
+    """Raise BundleError unless one of a network's outputs is read, and it may have the shape (N, width)."""
+    shapes = [value_shape(value) for value in network.graph.output if value.name in outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][1] not in (None, width):
+        raise BundleError(f"{source}: gives {', '.join(map(str, shapes))}, expected (N, {width}); export it again")
 
 
 def _read_table(content: bytes, source: Path, manifest: Manifest) -> GainTable:

@@ -24,8 +24,10 @@ from rws.edge.bundle.manifest import (
 )
 from rws.edge.common.files import atomic_path, locked, os_errors
 from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
+from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, RwsError
 from rws.oracle.policy import GainTable
 
@@ -37,8 +39,8 @@ class BundleParts:
     """What a bundle is made of; the fields of plain JSON values are those of `Manifest`."""
 
     name: str
-    classes: Sequence[str]  # in the order of the logits
-    input_size: tuple[int, int]  # height and width, pixels
+    classes: Sequence[str]  # in the order of the outputs
+    input: InputSpec
     model: str | Path | bytes  # ONNX, path or bytes, clean, with the patched tensors as initializers
     signatures: SignatureSet
     oracle: bytes  # ONNX
@@ -47,15 +49,19 @@ class BundleParts:
     filter: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    task: TaskSpec = field(default_factory=lambda: TaskSpec("classify"))
+    outputs: Sequence[str] = ()  # that the task reads, by name; default: all of the model's
 
 
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
     """Write a bundle, check it, put it in place; BundleError or SignatureError if it does not fit."""
-    height, width = parts.input_size
+    model = read_model(parts.model)
     document = {
         "name": parts.name,
         "classes": list(parts.classes),
-        "input": {"height": height, "width": width, "colour": "RGB"},
+        "task": asdict(parts.task),
+        "outputs": list(parts.outputs or [value.name for value in model.graph.output]),
+        "input": asdict(parts.input),
         "patched_tensors": [{"name": name, "shape": shape} for name, shape in parts.signatures.shapes.items()],
         "corruptions": parts.table.corruptions,
         "severity_levels": parts.table.levels,
@@ -65,7 +71,7 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
         "measured": dict(parts.measured),
     }
     contents = {
-        MODEL: read_model(parts.model).SerializeToString(),
+        MODEL: model.SerializeToString(),
         SIGNATURES: parts.signatures.to_bytes(),
         ORACLE: parts.oracle,
         POLICY: write_tensors(parts.table.to_arrays(), POLICY_DESCRIPTION),
@@ -116,6 +122,21 @@ def sign_bundle(path: str | Path, private: Path, passphrase: Callable[[], bytes]
         check_bundle_folder(target)
         publish(target, {**files.by_name(), MAKER_SIGNATURE: signature}, BundleFiles.read)
     return key_id
+
+
+def upgrade_bundle(path: str | Path) -> bool:
+    """Write a bundle in this version of the format, atomically; returns whether it was in an earlier one.
+
+    Only `bundle.json` changes. Errors, and what happens if another process changes the bundle, are as in
+    `add_signatures`.
+    """
+    with changing(path) as target:
+        files = BundleFiles.read(target)
+        bundle = Bundle.parse(files)
+        if files.manifest.outputs:
+            return False
+        _publish(target, asdict(bundle.manifest), files.contents)
+        return True
 
 
 @contextmanager

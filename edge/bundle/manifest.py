@@ -3,17 +3,20 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, parse_json, required, validate
+from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, distinct, parse_json, required, validate
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureNames, TensorSpecs
+from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError
 
 FORMAT = "rws-bundle"
-VERSION = 1
+VERSION = 2
+_FIRST_INPUT = ("height", "width", "colour")  # what version 1 says of the input
 MANIFEST = "bundle.json"
 MODEL, SIGNATURES, ORACLE, POLICY = "model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"
 FILES = (MODEL, SIGNATURES, ORACLE, POLICY)
@@ -22,16 +25,6 @@ FOLDER = (MANIFEST, *FILES, MAKER_SIGNATURE)  # all that a bundle's folder can h
 CURE = "copy or build the bundle again"
 # Bytes, checked before a file is read. ONNX files hold at most 2 GiB.
 LARGEST: Mapping[str, int] = {MODEL: 2**31 - 1, SIGNATURES: 2**30, ORACLE: 2**28, POLICY: 2**26}
-Side = Annotated[int, Field(gt=0, le=4096)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class InputSpec:
-    """The model's input: float32 (N, 3, height, width), range 0…1, not normalised."""
-
-    height: Side
-    width: Side
-    colour: Literal["RGB"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,6 +43,7 @@ def _bounded(files: Mapping[str, FileSpec]) -> bool:
 class Manifest:
     """What `bundle.json` says: classes, tensors, corruptions and levels in the order of the networks.
 
+    `outputs` are those that the task reads, by name; a file of version 1 names none: it means the first.
     `filter` and `policy` are settings of `BeliefFilter` and of `rws.oracle.policy.make_policy`; `provenance` has
     recipe, seed, data, versions and command, `measured` accuracies in percent, and on what.
     """
@@ -58,7 +52,13 @@ class Manifest:
     classes: Annotated[
         tuple[Text, ...], Field(min_length=1, max_length=2**17, description="a list of class names in printable text")
     ]
-    input: Annotated[InputSpec, Field(description="height and width in pixels, and colour 'RGB'")]
+    task: TaskSpec
+    outputs: Annotated[
+        tuple[Text, ...],
+        required("no name twice", distinct),
+        Field(max_length=64, description="a list of the outputs' names, none twice"),
+    ]
+    input: InputSpec
     patched_tensors: TensorSpecs
     corruptions: SignatureNames
     severity_levels: Annotated[
@@ -89,7 +89,12 @@ class Manifest:
             document = parse_json(data)
         except ValueError as error:
             raise BundleError(f"{source}: not valid JSON ({error}); {CURE}") from error
-        return cls.check(checked_format(document, FORMAT, VERSION, source, cure=CURE, error=BundleError), source)
+        rest = checked_format(document, FORMAT, (1, VERSION), source, cure=CURE, error=BundleError)
+        first = document["version"] == 1
+        manifest = cls.check(_from_first(rest, source) if first else rest, source)
+        if not manifest.outputs and not first:
+            raise BundleError(f"{source}: outputs is [], expected at least one name; {CURE}")
+        return manifest
 
     @classmethod
     def check(cls, document: object, source: str) -> "Manifest":
@@ -114,3 +119,14 @@ class Manifest:
             f"oracle of bundle {self.name} was calibrated on: on clear frames it may see corruption that is not "
             "there; adopt a model with your own images (see `rws adopt --help`)"
         )
+
+
+def _from_first(document: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a document of version 1, in which all models are classifiers of RGB images, as one of this version."""
+    size = document.get("input")
+    size = size if isinstance(size, dict) else {}
+    if extra := [*sorted(document.keys() & {"task", "outputs"}), *sorted(size.keys() - {*_FIRST_INPUT})]:
+        raise BundleError(f"{source}: key {extra[0]!r:.80} is unknown in version 1; {CURE}")
+    if (colour := size.get("colour", "RGB")) != "RGB":
+        raise BundleError(f"{source}: input.colour is {colour!r:.80}, expected 'RGB' in version 1; {CURE}")
+    return {**document, "task": {"name": "classify"}, "outputs": []}

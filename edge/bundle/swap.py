@@ -2,7 +2,6 @@
 
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,23 +64,29 @@ def _put(files: BundleFiles, current: Path, other_classes: bool) -> None:
         _copy(files, place)
 
 
-def check_same_classes(old: Sequence[str], whose: str, new: Sequence[str], source: Path) -> None:
-    """Raise InputError, which begins with `source`, if its classes are not the `old` ones, in their order."""
-    if tuple(old) == tuple(new):
+def check_same_classes(old: Manifest, whose: str, new: Manifest, source: Path) -> None:
+    """Raise InputError, which begins with `source`, if task or classes are not the `old` ones, in their order."""
+    cure = "add --other-classes if all readers of the results know"
+    if new.task.name != old.task.name:
+        raise InputError(f"{source}: has the task {new.task.name}, not {old.task.name} as {whose}; {cure}")
+    if new.classes == old.classes:
         return
-    parts = (("without", set(old) - set(new)), ("with", set(new) - set(old)))
+    parts = (
+        ("without", set(old.classes) - set(new.classes)),
+        ("with", set(new.classes) - set(old.classes)),
+    )
     changes = [f"{what} {', '.join(sorted(names))}" for what, names in parts if names]
     found = f"other classes than {whose} ({'; '.join(changes) or 'the same in another order'})"
-    raise InputError(f"{source}: has {found}; add --other-classes if all readers of the results know")
+    raise InputError(f"{source}: has {found}; {cure}")
 
 
 def _check_classes(current: Path, new: BundleFiles) -> None:
     try:
-        old = BundleFiles.read(current).manifest.classes
+        old = BundleFiles.read(current).manifest
     except RwsError as error:
         what = f"Its classes cannot be compared with those of {new.path}"
         raise BundleError(f"{error}. {what}; add --other-classes to replace it anyway") from error
-    check_same_classes(old, str(current), new.manifest.classes, new.path)
+    check_same_classes(old, str(current), new.manifest, new.path)
 
 
 def _copy(files: BundleFiles, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""`rws bundle list|inspect|verify|add|remove|switch|keygen|sign`; `rws inspect` and `rws verify` are the same."""
+"""`rws bundle list|inspect|verify|add|remove|upgrade|switch|keygen|sign`; `rws inspect` and `rws verify`, too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -165,6 +166,25 @@ def remove(path: Folder, name: Annotated[str, argument(metavar="NAME", help="The
 
 
 @bundle.command()
+def upgrade(path: Folder) -> None:
+    """Write a bundle of an earlier version in the present version of its format; both run the same.
+
+    A change by `rws bundle add` or `remove` upgrades, too.
+
+    \b
+    Examples:
+        rws bundle upgrade my_bundle
+    """
+    from rws.edge.bundle.edit import upgrade_bundle
+    from rws.edge.bundle.manifest import VERSION
+
+    signed = _is_signed(path)
+    changed = upgrade_bundle(path)
+    say(f"{path} is {'now' if changed else 'already'} in version {VERSION} of the format")
+    _say_unsigned(signed and changed)
+
+
+@bundle.command()
 def switch(
     current: Annotated[
         Path, argument(metavar="CURRENT", help="Bundle folder that is in use, or a symbolic link to it.")
@@ -262,9 +282,8 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     from rws.edge.bundle.manifest import MANIFEST
 
     for folder in (DEFAULT_BUNDLE, *folders):
-        found = (
-            [folder] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        )
+        inside = folder.iterdir() if folder.is_dir() else ()
+        found = [folder] if (folder / MANIFEST).exists() else sorted(filter(_is_bundle, inside))
         if not found:
             raise BundleError(f"{folder}: no bundle here; give the folder of a bundle, or one that contains bundles")
         for path in found:
@@ -272,6 +291,20 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
                 yield Bundle.load(path)
             except RwsError as error:
                 log.warning("%s", error)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Return whether a folder has a manifest; warn if that cannot be told."""
+    from rws.edge.bundle.manifest import MANIFEST
+
+    try:
+        os.lstat(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        log.warning("%s: cannot be read (%s)", folder, error.strerror)
+        return False
+    return True
 
 
 def _is_signed(path: Path) -> bool:
@@ -287,6 +320,10 @@ def _print_change(changed: Bundle, signed: bool) -> None:
     if unused := [name for name in names if name not in measured]:
         say(f"The policy does not choose {', '.join(unused)}: its gain table has not measured them.")
     say("Accuracies measured before no longer hold; measure again with `rws replay`.")
+    _say_unsigned(signed)
+
+
+def _say_unsigned(signed: bool) -> None:
     if signed:
         say("The maker's signature no longer holds and was removed; sign again with `rws bundle sign`.")
 
@@ -299,7 +336,9 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "signed": bundle.signed,
         "signed_by": bundle.signed_by or None,
         "classes": list(manifest.classes),
-        "input": {"height": manifest.input.height, "width": manifest.input.width, "colour": manifest.input.colour},
+        "task": asdict(manifest.task),
+        "outputs": list(manifest.outputs),
+        "input": asdict(manifest.input),
         "patched_tensors": [{"name": tensor.name, "shape": list(tensor.shape)} for tensor in manifest.patched_tensors],
         "signatures": {"names": list(signatures.names), "bits": signatures.bits, "per": signatures.per},
         "oracle": {"corruptions": list(manifest.corruptions), "severity_levels": list(manifest.severity_levels)},
@@ -332,10 +371,12 @@ def _print(description: dict[str, Any]) -> None:
     levels = ", ".join(f"{level:g}" for level in oracle["severity_levels"])
     settings = {k: f"of {len(v)} states" if isinstance(v, list) else v for k, v in description["filter"].items()}
     origin = _lines(provenance) if is_verbose() else f"{', '.join(provenance)} (-v shows all)"
+    task, takes = description["task"], description["input"]
     rows = {
         "folder": description["path"],
         "maker": _maker(description),
-        "input": _input(description),
+        "task": f"{' '.join(filter(None, (task['name'], task['head'])))}; reads {', '.join(description['outputs'])}",
+        "input": f"{_input(description)}, {takes['dtype']} {takes['layout']} to {takes['high']}, by {takes['fit']}",
         "classes": f"{len(description['classes'])}: {', '.join(description['classes'])}",
         "signatures": f"{len(names)}, {signatures['bits']} bit per {signatures['per']}: {', '.join(names)}",
         "patched tensors": "\n".join(f"{tensor['name']} {'x'.join(map(str, tensor['shape']))}" for tensor in tensors),

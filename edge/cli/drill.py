@@ -115,9 +115,9 @@ def _run_soak(
     from rws.edge.faults.soak import soak
 
     result = soak(seconds, fps, bundle.path, console.print, hostile=hostile)
-    for name, value in vars(result).items():
+    for name, value in result.items():
         console.print(f"{name}: {value}")
-    return {"soak": vars(result)}, [promise for promise, kept in result.promises.items() if not kept]
+    return {"soak": result}, [promise for promise, kept in result["promises"].items() if not kept]
 
 
 def _print_outcome(outcome: Outcome, console: Console) -> None:

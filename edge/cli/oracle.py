@@ -37,11 +37,11 @@ def oracle(
     source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle, trusted_keys(key))
     network = loaded.oracle(threads=threads)
-    size = loaded.manifest.input.height, loaded.manifest.input.width
+    view = loaded.manifest.input.view
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         try:
-            belief = network.observe(preprocess(frame.image, *size))
+            belief = network.observe(preprocess(frame.image, view)[0])
         except RwsError as error:
             raise RwsError(f"{frame.name}: {error}") from error
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)

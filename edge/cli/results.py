@@ -1,12 +1,12 @@
-"""What a person reads of a result: the class, how good the image is, and what was patched."""
+"""What a person reads of a result: the class or the like, how good the image is, and what was patched."""
 
 import textwrap
 
 from rich.text import Text
 
 from rws.edge.pipeline import Result, describe_mix
+from rws.edge.tasks.classify import Classification
 from rws.oracle.belief import CLEAN, Belief
-from rws.records import Prediction
 
 INDENT = "    "
 MOST_CLASSES = 3
@@ -21,17 +21,18 @@ def describe_belief(belief: Belief) -> str:
 
 def image_block(result: Result) -> Text:
     """Return a few lines about a single image."""
-    best, *others = result.top[:MOST_CLASSES]
     belief = result.belief
+    best, *others = _guesses(result)
+    kind = "class" if result.task.name == "classify" else "answer"
     quality = describe_belief(belief) + ("" if belief.type == CLEAN else " of 5")
     second = int(belief.probability.argsort()[-2])
     unsure = f"  (or {belief.names[second]} {belief.probability[second]:.0%})"
     rows = {
-        "class": _share(best) + (f"  (then {', '.join(map(_share, others))})" if others else ""),
+        kind: best + (f"  (then {', '.join(others)})" if others else ""),
         "image": quality + (unsure if belief.probability.max() < SURE else ""),
-        "patch": describe_mix(result.mix) if result.mix else "none; the clean weights gave this class",
-        "unpatched": _share(result.unpatched),
-        "uncorrupted": _share(result.on_original),
+        "patch": describe_mix(result.mix) if result.mix else f"none; the clean weights gave this {kind}",
+        "unpatched": "" if result.unpatched is None else result.describe(result.unpatched),
+        "uncorrupted": "" if result.on_original is None else result.describe(result.on_original),
     }
     shown = {title: text for title, text in rows.items() if text}
     width = max(map(len, shown)) + 2
@@ -41,9 +42,9 @@ def image_block(result: Result) -> Text:
 
 def image_line(result: Result, width: int | None) -> Text:
     """Return the same in a line, or in several if it has more than `width` columns."""
-    classes = ", ".join(map(_share, result.top[:MOST_CLASSES]))
+    answers = ", ".join(_guesses(result))
     patch = f"patch {describe_mix(result.mix)}" if result.mix else "no patch"
-    facts = (classes, describe_belief(result.belief), patch)
+    facts = (answers, describe_belief(result.belief), patch)
     line = Text.assemble((result.name, "bold"), "  ", " · ".join(facts))
     if width is None or line.cell_len <= width:
         return line
@@ -53,9 +54,12 @@ def image_line(result: Result, width: int | None) -> Text:
 
 def change_line(result: Result) -> Text:
     """Return a line about a frame at which the mix has changed."""
-    patch = describe_mix(result.mix)
-    return Text(f"frame {result.index}  {describe_belief(result.belief)}  ->  {patch}  {_share(result.top[0])}")
+    facts = f"{describe_belief(result.belief)}  ->  {describe_mix(result.mix)}  {result.describe(result.output)}"
+    return Text(f"frame {result.index}  {facts}")
 
 
-def _share(prediction: Prediction | None) -> str:
-    return "" if prediction is None else f"{prediction.label} {prediction.confidence:.0%}"
+def _guesses(result: Result) -> list[str]:
+    """Return the most probable classes, or what another task gives, in words."""
+    if isinstance(result.output, Classification):
+        return [f"{one.label} {one.confidence:.0%}" for one in result.output.top[:MOST_CLASSES]]
+    return [result.describe(result.output)]

@@ -198,7 +198,7 @@ def run(
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.outputs import OutputOptions
     from rws.edge.cli.session import RunOptions, RunSession
-    from rws.edge.common.resources import raise_descriptor_limit
+    from rws.edge.common.resources import raise_descriptor_limit, use_one_heap
     from rws.edge.sources.capture.decoding.checks import Checks
     from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
@@ -210,6 +210,7 @@ def run(
         raise typer.Exit(2)
     quiet_opencv()
     raise_descriptor_limit()
+    use_one_heap()
     model = ModelOptions(backend.value, threads, provider, strategy=strategy)
     outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(

@@ -1,11 +1,14 @@
 """One `rws run`: open what was asked for, loop over the results, report."""
 
+import gc
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
@@ -42,6 +45,7 @@ from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
+RETURN_MEMORY_EVERY = 60.0  # seconds; of clients that have left, bundles that were refused or replaced, …
 SURE_FRAMES, SURE_SECONDS = 10, 2.0  # after both, the time left is known well enough to be shown
 
 
@@ -110,6 +114,7 @@ class RunSession:
         options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
+        self._stop = stack.enter_context(_stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
@@ -120,17 +125,17 @@ class RunSession:
             watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
             self._watch = stack.enter_context(watch)
         bundle = Bundle.load(options.bundle, keys)
-        self._classes = bundle.manifest.classes
+        self._first = bundle.manifest
         pipeline = Pipeline.from_bundle(bundle, options.model, self._independent)
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
         if options.corrupt is not None:
-            self._changes.append(corrupter(options.corrupt, lambda: self._runtime.pipeline.input_size))
+            size = attrgetter("pipeline.input.height", "pipeline.input.width")
+            self._changes.append(corrupter(options.corrupt, lambda: size(self._runtime)))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
-        self._stop = stack.enter_context(_stop_on_signal(source))
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
         if source.live:
@@ -160,6 +165,9 @@ class RunSession:
         if self._status is not None:
             self._status.update()
         failure: FrameError | None = None
+        gc.collect()
+        gc.freeze()  # what is there by now stays: looking through it would hold up frames
+        returned = time.monotonic()
         try:
             found = self._runtime.results(self._source, self._outputs.sinks, self._changes)
             with closing(found) as results, self._progress() as progress:
@@ -181,12 +189,17 @@ class RunSession:
                     if self._summary.results == self._options.limit or self._nobody_reads():
                         break
                     self._swap()
+                    if time.monotonic() - returned > RETURN_MEMORY_EVERY:
+                        returned = time.monotonic()
+                        return_memory()
                     self._runtime.compare = self._outputs.watched
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if self._summary.results == 0:
                 raise
             self._failed = error
+        finally:
+            gc.unfreeze()
         if failure is not None and self._summary.results == 0 and not self._stop.is_set():
             self._failed = RwsError(f"{self._source.name}: no frame has a result; of the last one: {failure}")
 
@@ -227,20 +240,18 @@ class RunSession:
         pipeline = self._watch.poll()
         if self._watch.failures > self._refused:
             self._refused = self._watch.failures
-            return_memory()  # of what was read of it
             self._monitor.count_event("bundle_refused")
             self._console.print(f"bundle refused, the old one stays: {shown(self._watch.error)}")
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
         self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
-        return_memory()  # of the old one
         self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
     def _tested_pipeline(self, bundle: Bundle) -> Pipeline:
         if not self._options.other_classes:
-            check_same_classes(self._classes, "the run", bundle.manifest.classes, bundle.path)
+            check_same_classes(self._first, "the run", bundle.manifest, bundle.path)
         pipeline = Pipeline.from_bundle(bundle, self._options.model, self._independent)
         self_test(bundle, pipeline.model, pipeline.oracle)
         return pipeline

@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 
 ENOUGH = 4096  # more costs programs that try them all
+_M_ARENA_MAX = -8
 
 
 def raise_descriptor_limit() -> None:
@@ -34,8 +36,24 @@ def free_descriptors() -> int:
     return ENOUGH if soft == resource.RLIM_INFINITY else min(ENOUGH, max(0, soft - used))
 
 
+def use_one_heap() -> None:
+    """Let all threads take memory from one heap; call it before they start.
+
+    Each heap of glibc's other threads keeps up to twice the largest block that was ever freed, such as a bundle's
+    model, and `return_memory` cannot give that back.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 def return_memory() -> None:
-    """Give memory that was freed back to the machine; glibc keeps it for each thread that has ever used it."""
+    """Free what is left of objects that refer to each other, and give what was freed back to the machine.
+
+    It takes a millisecond or two after `gc.freeze`; Python itself looks at old objects when many are new, however large
+    they are.
+    """
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -66,15 +66,16 @@ def validate(schema: type[T], document: object, source: str, *, cure: str, error
 
 
 def checked_format(
-    document: object, name: str, version: int, source: str, *, cure: str, error: type[RwsError] = FormatError
-) -> dict[str, object]:
+    document: object, name: str, versions: Sequence[int], source: str, *, cure: str, error: type[RwsError] = FormatError
+) -> dict[str, Any]:
     """Return a document without its `format` and `version`, or raise an error (see `validate`) if they are others."""
     rest = dict(document) if isinstance(document, dict) else {}
     found, found_version = rest.pop("format", None), rest.pop("version", None)
     if found != name:
         raise error(f"{source}: format is {shorten(found)}, expected {name!r}; give another file")
-    if type(found_version) is not int or found_version != version:
-        fault = f"{source}: format version is {shorten(found_version)}, this program reads {version}"
+    if type(found_version) is not int or found_version not in versions:
+        known = " and ".join(map(str, versions))
+        fault = f"{source}: format version is {shorten(found_version)}, this program reads {known}"
         raise error(f"{fault}; install the version of rws-edge that wrote it, or {cure}")
     return rest
 

@@ -127,7 +127,7 @@ def faulty(model: PatchableModel, fault: Callable[[], None]) -> PatchableModel:
         def __getattr__(self, name: str) -> Any:
             return getattr(model, name)
 
-        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        def predict(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
             fault()
             return model.predict(x)
 
@@ -147,7 +147,8 @@ def poisoned(part: Part, good: int) -> Part:
             belief: Belief = inner.observe(x)
             return replace(belief, joint=belief.joint * np.float32(next(factors, 1.0)))
 
-        def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.asarray(inner.predict(x) * np.float32(next(factors, 1.0)))
+        def predict(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+            factor = np.float32(next(factors, 1.0))
+            return tuple(output * factor for output in inner.predict(x))
 
     return cast(Part, Poisoned())

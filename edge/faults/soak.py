@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,27 +33,6 @@ _FROM_SUMMARY = ("received", "frames", "dropped", "rejected", "reconnects", "mix
 
 
 @dataclass(frozen=True)
-class SoakReport:
-    """What a soak measured; the names are those of the JSON report."""
-
-    seconds: float
-    fps: float
-    sent: int  # frames, by the camera
-    received: int  # from here to `sinks`: of the run's summary
-    frames: int
-    dropped: int
-    rejected: int
-    reconnects: int
-    mix_changes: int
-    sinks: dict[str, object]
-    frames_seen_by_client: int
-    age_ms: dict[str, float]  # from the camera to a client of the page, and from arrival to result
-    memory_mb: dict[str, float]  # of loop and capture process
-    promises: dict[str, bool]  # whether each promise was kept
-    hostile: dict[str, object] | None = None  # what was done to the run, and what it has counted; see `Attacked`
-
-
-@dataclass(frozen=True)
 class _Run:
     """What a run left behind."""
 
@@ -66,8 +45,12 @@ class _Run:
     attacked: Attacked | None
 
 
-def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False) -> SoakReport:
+def soak(
+    seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *, hostile: bool = False
+) -> Mapping[str, Any]:
     """Run `rws run` with its page on a camera on loopback; memory shows after 120 s. An `RwsError` if it ends early.
+
+    Returns the keys of the report and their values; docs/reference/records.md describes them.
 
     If `hostile`, the camera dies up to 60 times, the disk of one output is full, 1,000 hostile connections are made,
     and 20 bad bundles and then a good one appear in the watched folder.
@@ -102,7 +85,7 @@ def soak(seconds: float, fps: float, bundle: Path, say: Callable[[str], None], *
     return _report(run, seconds, fps)
 
 
-def _report(run: _Run, seconds: float, fps: float) -> SoakReport:
+def _report(run: _Run, seconds: float, fps: float) -> Mapping[str, Any]:
     summary = run.summary
     # A tenth of all samples spans several lives of a camera that dies: memory rises and falls with each.
     count = max(15, len(run.memory) // 10)
@@ -124,27 +107,27 @@ def _report(run: _Run, seconds: float, fps: float) -> SoakReport:
         # The first one may come too early, and the last one too late.
         promises["each death of the camera is a reconnect"] = run.deaths - 2 <= reconnects <= run.deaths
         promises |= run.attacked.promises(summary["sinks"])
-    return SoakReport(
-        seconds=seconds,
-        fps=fps,
-        sent=run.sent,
+    return {
+        "seconds": seconds,
+        "fps": fps,
+        "sent": run.sent,
         **{key: summary[key] for key in _FROM_SUMMARY},
-        frames_seen_by_client=run.viewer.images,
-        age_ms={
+        "frames_seen_by_client": run.viewer.images,
+        "age_ms": {
             "camera_to_client_p50": round(p50, 1),
             "camera_to_client_p95": round(p95, 1),
             "arrival_to_result_p50": summary["age_ms"]["p50"],
             "arrival_to_result_p95": summary["age_ms"]["p95"],
         },
-        memory_mb={
+        "memory_mb": {
             "after_warm_up": round(first, 2),
             "at_end": round(last, 2),
             "growth": round(last - first, 2),
             "largest": round(max(run.memory), 2),
         },
-        promises=promises,
-        hostile=None if run.attacked is None else {"deaths": run.deaths, **vars(run.attacked)},
-    )
+        "promises": promises,
+        "hostile": None if run.attacked is None else {"deaths": run.deaths, **vars(run.attacked)},
+    }
 
 
 def _watch_memory(loop: subprocess.Popen[str], seconds: float, say: Callable[[str], None]) -> list[float]:
@@ -212,7 +195,10 @@ def _page_of(loop: subprocess.Popen[str]) -> str:
 
 
 def _memory_mb(pid: int) -> float:
-    """Return the resident memory of loop and capture process, MB; what they share is counted in each."""
+    """Return the memory of loop and capture process that is their own, MB.
+
+    Resident memory would count the pages of libraries too, which the system loads and drops as it likes.
+    """
     processes = [str(pid)]
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -220,7 +206,7 @@ def _memory_mb(pid: int) -> float:
     total = 0.0
     for process in processes:
         with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Rss:")[2].split()[0]) / 1024
+            total += int(Path(f"/proc/{process}/smaps_rollup").read_text().partition("Anonymous:")[2].split()[0]) / 1024
     return total
 
 

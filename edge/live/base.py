@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.live.arena import Arena
-from rws.errors import InputError
+from rws.errors import BundleError, InputError
 
 
 class Patchable:
@@ -41,20 +42,36 @@ class Patchable:
 
 
 class PatchableModel(Patchable, ABC):
-    """A classifier whose shallow weights can be patched. The backends agree to 1e-4 in the logits."""
+    """A vision model whose shallow weights can be patched. The backends agree to 1e-4 in their outputs."""
 
     @abstractmethod
-    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return logits, float32 (N, K), of float32 (3, H, W) or (N, 3, H, W), RGB, 0…1; else raise InputError."""
+    def predict(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Return the outputs for an image or a batch of images, float32 or integers, each with the batch axis first.
+
+        `x` has the shape and dtype that the model takes, of one image without its batch axis; else an InputError.
+        """
 
 
-def as_batch(x: NDArray[np.float32], image_shape: Sequence[int | None]) -> NDArray[np.float32]:
-    """Return float32 (3, H, W) or (N, 3, H, W) as a contiguous batch, N ≥ 1; InputError unless it fits (None: free)."""
+def as_batch(x: NDArray[Any], image_shape: Sequence[int | None], dtype: str = "float32") -> NDArray[Any]:
+    """Return an image, or N ≥ 1, as a contiguous batch; InputError unless shape (None: free) and dtype fit."""
     batch = x[None] if x.ndim == 3 else x
     fits = batch.ndim == 4 and len(batch) > 0 and len(image_shape) == 3
     fits = fits and all(want in (None, found) for want, found in zip(image_shape, batch.shape[1:], strict=True))
-    if x.dtype != np.float32 or not fits:
+    if x.dtype != dtype or not fits:
         expected = ", ".join("any" if length is None else str(length) for length in image_shape)
-        found = f"{x.dtype} {x.shape}, expected float32 ({expected})"
-        raise InputError(f"model input is {found} or a batch of such; resize the image and scale it to 0…1")
+        found = f"{x.dtype} {x.shape}, expected {dtype} ({expected})"
+        raise InputError(f"model input is {found} or a batch of such; resize the image and scale it (see preprocess)")
     return np.ascontiguousarray(batch)
+
+
+def output_places(found: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Return where wanted outputs stand among a model's, all if none is wanted; BundleError if one is not there."""
+    if unknown := [name for name in wanted if name not in found]:
+        raise BundleError(f"model: has no output {unknown[0]!r:.80}; it has {', '.join(found)!r:.300}")
+    return tuple(map(found.index, wanted or found))
+
+
+def plain(output: Any) -> NDArray[Any]:
+    """Return an output of a network as a model gives it: float32 if it has a fraction, else as it is."""
+    array = np.asarray(output)
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.live.arena import Arena, Signatures, Tensors, perturbed
-from rws.edge.live.base import PatchableModel, as_batch
+from rws.edge.live.base import PatchableModel, as_batch, output_places, plain
 from rws.edge.live.layout import plain_slots
-from rws.edge.onnx.from_onnx import to_torch
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
 from rws.errors import BundleError, InputError, UsageError, first_line
 
@@ -24,25 +23,26 @@ if TYPE_CHECKING:
 Arrays = Sequence[NDArray[np.float32]]
 STRATEGIES = ("torch", "torch_compile", "torch_cuda_graph")
 _TEST_LENGTH = 224  # pixels, where a module leaves height or width free
-_TEST_TOLERANCE = 1e-2  # of the change in the logits: above what TF32 rounds away, below what a stale tensor does
+_TEST_TOLERANCE = 1e-2  # of the change in the outputs: above what TF32 rounds away, below what a stale tensor does
 _REMEDY = "give a module whose patched parameters are neither frozen nor kept a second time"
 
 
 class TorchModel(PatchableModel):
-    """A classifier on Torch; see `PatchableModel`. Its parameters are written in place and never move.
+    """A model on Torch; see `PatchableModel`. Its parameters are written in place and never move.
 
-    It is tested when it is made: changed weights must change the logits as they do in the module that was given, and
-    the clean weights must bring the clean logits back, bit for bit. On a GPU convolutions round to TF32: the logits
+    It is tested when it is made: changed weights must change the outputs as they do in the module that was given, and
+    the clean weights must bring the clean outputs back, bit for bit. On a GPU convolutions round to TF32: the outputs
     agree with a CPU's to about 1e-3 of their range.
 
     Args:
-        module: float32 (N, 3, H, W) → logits (N, K), N free; taken over, in eval mode, on the device, channels_last.
+        module: images (N, …) → a tensor or several, N free; taken over, in eval mode, on the device, channels_last.
         tensor_names: the patched tensors, in the order of the network.
         parameters: tensor name → the module's parameter of another name, where the names differ.
-        image_shape: the module's (3, H, W); None stands for a free length, which is tested at 224 pixels.
+        image_shape: of one image; None stands for a free length, which is tested at 224 pixels.
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` is CUDA where it works, and else the CPU.
         strategy: `torch`, eagerly (`auto`); `torch_compile`, which takes seconds to minutes to load and needs a C++
             compiler on the CPU; `torch_cuda_graph`, eager kernels recorded for a single image.
+        dtype: of the images, by NumPy's name.
 
     Raises BundleError if a parameter is missing or not float32, or the module cannot be run or fails the test,
     InputError if the device or the strategy is unavailable.
@@ -57,11 +57,13 @@ class TorchModel(PatchableModel):
         image_shape: Sequence[int | None] = (3, None, None),
         device: str = "auto",
         strategy: str = "auto",
+        dtype: str = "float32",
     ) -> None:
         import torch
 
         self._torch = torch
-        self._shape = tuple(image_shape)
+        self._shape, self._dtype = tuple(image_shape), dtype
+        self._outputs: tuple[int, ...] = ()  # which of the module's tensors `predict` gives; (): all
         self.strategy = STRATEGIES[0] if strategy == "auto" else strategy
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._check_strategy(device)
@@ -87,8 +89,10 @@ class TorchModel(PatchableModel):
             if parameter.dtype != torch.float32:
                 raise BundleError(f"module: parameter {name!r} is {parameter.dtype}, expected torch.float32")
             clean[name] = parameter.detach().cpu().numpy().copy()
-        images = np.random.default_rng(0).random((1, *(length or _TEST_LENGTH for length in self._shape)), np.float32)
-        self._run: Callable[[torch.Tensor], torch.Tensor] = self._module
+        high = 256 if dtype == "uint8" else 1
+        size = (1, *(length or _TEST_LENGTH for length in self._shape))
+        images = (high * np.random.default_rng(0).random(size, np.float32)).astype(dtype)
+        self._run: Callable[[torch.Tensor], Any] = self._module
         weights, expected = self._expect(clean, images)
         self._share_memory(clean, signatures)
         try:
@@ -107,32 +111,43 @@ class TorchModel(PatchableModel):
         device: str = "auto",
         threads: int | None = None,
         strategy: str = "auto",
+        outputs: Sequence[str] = (),
     ) -> "TorchModel":
         """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process."""
+        from rws.edge.onnx.torch_graph import to_torch
+
         proto = read_model(model)
+        places = output_places([value.name for value in proto.graph.output], outputs)
         clean_tensors(proto, tensor_names)
         module, parameters = to_torch(proto, tensor_names)
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        return cls(module, signatures, tensor_names, parameters, data_input(proto)[1][1:], device, strategy)
+        given = data_input(proto)
+        made = cls(module, signatures, tensor_names, parameters, given.shape[1:], device, strategy, given.dtype)
+        made._outputs = places
+        return made
 
     @property
     def module(self) -> "torch.nn.Module":
         """The module itself, whose parameters `parameter_names` are those that patches are written into."""
         return self._module
 
-    def predict(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Classify float32 (3, H, W) or (N, 3, H, W); see `PatchableModel.predict`."""
-        batch = as_batch(x, self._shape)
+    def predict(self, x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Return the outputs for one image or several; see `PatchableModel.predict`."""
+        batch = as_batch(x, self._shape, self._dtype)
         self._arena.settle()
-        return self._logits(batch)
+        return self._outputs_of(batch)
 
-    def _logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _outputs_of(self, batch: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         with self._torch.inference_mode():
-            logits = self._run(self._torch.tensor(batch, device=self._device))
-        return np.asarray(logits.cpu().numpy(), np.float32)
+            found = self._run(self._torch.tensor(batch, device=self._device))
+            found = (found,) if isinstance(found, self._torch.Tensor) else tuple(found)
+            return tuple(plain(found[place].cpu().numpy()) for place in self._outputs or range(len(found)))
+
+    def _numbers(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return np.concatenate([output.ravel() for output in self._outputs_of(batch)]).astype(np.float32)
 
     def _check_strategy(self, device: str) -> None:
         kind = device.partition(":")[0]
@@ -146,9 +161,9 @@ class TorchModel(PatchableModel):
 
     def _share_memory(self, clean: Mapping[str, NDArray[np.float32]], signatures: Signatures | None) -> None:
         torch = self._torch
-        for parameter in (*self._module.parameters(), *self._parameters):
-            layout = torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+        for tensor in (*self._module.parameters(), *self._module.buffers(), *self._parameters):
+            layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+            tensor.data = tensor.data.contiguous(memory_format=layout)
         slots = plain_slots({name: array.shape for name, array in clean.items()})
         for name, parameter in zip(clean, self._parameters, strict=True):
             order = torch.empty(parameter.numel(), dtype=torch.int32)
@@ -170,7 +185,7 @@ class TorchModel(PatchableModel):
         self._pinned.numpy()[:] = self._arena.flat
         self._memory.copy_(self._pinned, non_blocking=True)
 
-    def _runner(self, images: NDArray[np.float32]) -> "Callable[[torch.Tensor], torch.Tensor]":
+    def _runner(self, images: NDArray[Any]) -> "Callable[[torch.Tensor], Any]":
         if self.strategy == "torch":
             return self._module
         if self.strategy == "torch_compile":
@@ -188,46 +203,44 @@ class TorchModel(PatchableModel):
                     eager(image)
             cuda.current_stream().wait_stream(side)
             with cuda.graph(graph):
-                logits = eager(image)
+                outputs = eager(image)
 
         def run(batch: "torch.Tensor") -> Any:
             if len(batch) != 1:
                 return eager(batch)
             image.copy_(batch)
             graph.replay()
-            return logits
+            return outputs
 
         return run
 
-    def _expect(self, clean: Tensors, images: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
+    def _expect(self, clean: Tensors, images: NDArray[Any]) -> tuple[Arrays, Arrays]:
         weights = list(perturbed(clean).values())
         try:
-            logits = [self._logits(images)]
+            found = [self._numbers(images)]
             # From the deepest on: a block that ends with weights of zero hides those before them.
             for name, parameter, array in reversed(list(zip(clean, self._parameters, weights, strict=True))):
                 self._write([parameter], [array])
-                logits.append(self._logits(images))
-                if np.array_equal(logits[-1], logits[-2]):
-                    raise BundleError(f"module: parameter {name!r} does not reach its logits; {_REMEDY}")
-        except (RuntimeError, AttributeError) as error:
-            fault = f"cannot turn float32 {images.shape} into logits ({first_line(error)})"
-            raise BundleError(f"module: {fault}; give its image_shape") from error
+                found.append(self._numbers(images))
+                if np.array_equal(found[-1], found[-2]):
+                    raise BundleError(f"module: parameter {name!r} does not reach its outputs; {_REMEDY}")
+        except (RuntimeError, AttributeError, TypeError) as error:
+            fault = f"cannot turn {images.dtype} {images.shape} into tensors ({first_line(error)})"
+            raise BundleError(f"module: {fault}; give its image_shape, or wrap it") from error
         finally:
             self._write(self._parameters, clean.values())
-        if logits[0].ndim != 2 or len(logits[0]) != 1:
-            raise BundleError(f"module: gives {logits[0].shape} for one image, expected logits (1, K); wrap it")
-        return weights, [logits[0], logits[-1]]
+        return weights, [found[0], found[-1]]
 
-    def _test(self, weights: Arrays, expected: Arrays, images: NDArray[np.float32]) -> None:
-        clean = self._logits(images)
+    def _test(self, weights: Arrays, expected: Arrays, images: NDArray[Any]) -> None:
+        clean = self._numbers(images)
         self._write(self._parameters, weights)
-        patched = self._logits(images)
+        patched = self._numbers(images)
         self._arena.reset()
-        again = self._logits(images)
+        again = self._numbers(images)
         change = np.abs(expected[1] - expected[0]).max()
         errors = [np.abs(clean - expected[0]).max(), np.abs(patched - expected[1]).max()]
         if not (max(errors) <= _TEST_TOLERANCE * change and again.tobytes() == clean.tobytes()):
-            raise BundleError(f"module: patches do not reach its logits as they should ({self.strategy}); {_REMEDY}")
+            raise BundleError(f"module: patches do not reach its outputs as they should ({self.strategy}); {_REMEDY}")
 
     def _write(self, parameters: "Iterable[torch.nn.Parameter]", arrays: Iterable[NDArray[np.float32]]) -> None:
         with self._torch.inference_mode():

@@ -42,9 +42,9 @@ class _RunCollector(Collector):
         yield counters("rws_frames_rejected", "Unusable frames by reason", "reason", status.rejected_by_reason)
         yield Counter("rws_source_reconnects", "Times the source was reopened", source.reconnects)
         yield Gauge("rws_source_up", "1 while the source runs, 0 while it is lost or ended", source.state == "running")
-        yield Counter("rws_results", "Frames classified", totals.results)
+        yield Counter("rws_results", "Frames with a result", totals.results)
         yield Counter("rws_mix_changes", "Times the weights were changed", totals.mix_changes)
-        yield counters("rws_predictions", "Results by predicted class", "label", totals.classes)
+        yield counters("rws_predictions", "Results by class seen", "label", totals.classes)
         yield counters("rws_corruptions", "Results by most probable corruption", "corruption", totals.corruptions)
         yield counters("rws_events", "Other events, such as a refused bundle", "event", status.events)
         sinks = status.sinks

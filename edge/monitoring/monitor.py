@@ -31,7 +31,7 @@ class _Second:
             return Moment(self.at, lost=self.lost)
         belief, alpha = self.last.belief, sum(self.last.mix.values())
         severity = round(belief.type_severity, 2)
-        return Moment(self.at, self.frames, belief.type, severity, round(alpha, 3), self.last.label, self.lost)
+        return Moment(self.at, self.frames, belief.type, severity, round(alpha, 3), self.last.summary[0], self.lost)
 
 
 class Monitor:
@@ -60,7 +60,7 @@ class Monitor:
         self._last: Result | None = None
         self._last_at: float | None = None
         self._arrivals, self._timeline = deque[float](), deque[Moment]()
-        self._mix_changes, self._window = 0, window
+        self._results, self._mix_changes, self._window = 0, 0, window
         self._classes, self._corruptions, self._rejected = Counter[str](), Counter[str](), Counter[str]()
         self._failures = deque[str](maxlen=RECENT)  # why the newest frames have no result; "" for one that has
         self._second: _Second | None = None
@@ -74,7 +74,8 @@ class Monitor:
             self._failures.append("")
             self._trim(now)
             self._mix_changes += result.changed
-            self._classes[result.label] += 1
+            self._results += 1
+            self._classes.update(result.task.seen(result.output))
             self._corruptions[corruption] += 1
             second = self._current(now)
             second.frames += 1
@@ -118,7 +119,7 @@ class Monitor:
                 fps=round(len(self._arrivals) / min(RATE_WINDOW, max(now - self._started, 1.0)), 1),
                 since_result_s=None if self._last_at is None else round(now - self._last_at, 2),
                 source=SourceStatus.of(self.source),
-                totals=RunTotals(classes.total(), self._mix_changes, *map(dict, counters)),
+                totals=RunTotals(self._results, self._mix_changes, *map(dict, counters)),
                 events=dict(self.events),
                 result=result,
                 failed=len(failures),

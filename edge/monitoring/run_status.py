@@ -14,7 +14,7 @@ LOST = ("reconnecting", "lost")  # states of a source that is lost, until it is 
 
 @dataclass(frozen=True)
 class RunTotals:
-    """Totals since the start: results, changes of the weights, results per class and per most probable type.
+    """Totals since the start: results, changes of the weights, results by class seen and by most probable type.
 
     `rejected` are delivered frames without a result, by `FrameError.reason`.
     """

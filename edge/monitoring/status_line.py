@@ -30,7 +30,7 @@ def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") 
         if timings:
             parts.append(" ".join(f"{stage} {ms:.1f}" for stage, ms in result.times_ms.items() if ms >= 0.05) + " ms")
         parts.append(describe_mix(result.mix))
-        parts.append(f"{result.label} {result.confidence:.0%}")
+        parts.append(result.describe(result.output))
     if source.dropped:
         parts.append(f"dropped {source.dropped}")
     if rejected := status.rejected_by_reason:

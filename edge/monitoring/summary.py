@@ -80,8 +80,9 @@ class Summary:
         self._first = self._first if self.results else self._last
         if result.on_original is not None and result.unpatched is not None:
             self._compared += 1
-            self._agree += result.class_index == result.on_original.class_index
-            self._agree_unpatched += result.unpatched.class_index == result.on_original.class_index
+            said = [result.task.summary(one)[0] for one in (result.output, result.unpatched, result.on_original)]
+            self._agree += said[0] == said[2]
+            self._agree_unpatched += said[1] == said[2]
         for stage in STAGES:
             self.times[stage].add(result.times_ms[stage])
         self.times[TOTAL].add(sum(result.times_ms.values()))
@@ -100,7 +101,7 @@ class Summary:
 
     @property
     def agreement(self) -> dict[str, float] | None:
-        """Share of answers that the clean model gave before frames were corrupted, percent; None if none was."""
+        """Share of frames whose answer, in words, is the clean model's before corruption, percent; None without any."""
         if not self._compared:
             return None
         unpatched, patched = (round(100 * count / self._compared, 2) for count in (self._agree_unpatched, self._agree))
@@ -153,7 +154,8 @@ class Summary:
         if agreement := self.agreement:
             rates = "unpatched {unpatched:.1f} %, patched {patched:.1f} %".format(**agreement)
             head.append(f"\nagreement with the clean model on the clean frame: {rates}")
-        parts = [head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions)]
+        counted = {"classes": totals.classes, "corruptions": totals.corruptions}
+        parts = [head, *(_counts(title, counts) for title, counts in counted.items() if counts)]
         return Group(*parts, *([self._table()] if timings else []))
 
     def _table(self) -> Table:

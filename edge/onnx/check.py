@@ -17,6 +17,9 @@ _LONGEST_NAME = 1024
 _DEEPEST = 24  # messages inside messages: about seven graphs inside graphs
 _SMALL = 512  # elements of a tensor that may hold the shape of another one
 _ELSEWHERE = onnx.TensorProto.EXTERNAL
+# ONNX Runtime's own operators that its quantiser writes; none holds a graph, nor makes more than it reads.
+_QUANTISED = {f"QLinear{kind}" for kind in ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "Softmax", "AveragePool")}
+_QUANTISED |= {"QLinearGlobalAveragePool", "QGemm"}
 # What exporters do not write, or torch and ONNX Runtime take away.
 _REFUSED = {
     onnx.FunctionProto: "local functions",
@@ -50,10 +53,10 @@ def check_inside(model: onnx.ModelProto, source: str) -> None:
             raise BundleError(f"{source}: tensor {part.name!r:.80} is kept in another file; save the model as one file")
 
 
-def check_network(model: onnx.ModelProto, source: str, image: Sequence[int], size: int) -> None:
+def check_network(model: onnx.ModelProto, source: str, shape: Sequence[int], size: int) -> None:
     """Refuse what no bundle needs and what takes time or memory out of proportion; raise BundleError.
 
-    `image` is height and width, pixels, of the model's input, `size` that of its file, bytes. Local functions, training
+    `shape` is that of the model's input, a batch of images, `size` that of its file, bytes. Local functions, training
     information, sparse and text tensors, operators that hold graphs or are not standard are refused, and so are tensors
     that declare more than the file can hold. Each value whose size follows from the graph is bounded: 2²⁴ elements and
     256 per pixel, 16 times that in all.
@@ -73,7 +76,7 @@ def check_network(model: onnx.ModelProto, source: str, image: Sequence[int], siz
                     fault = f"more than {_MOST_NODES} nodes"
             if fault:
                 raise BundleError(fault)  # noqa: TRY301
-        _check_sizes(model, image)
+        _check_sizes(model, shape)
     except BundleError as error:
         raise BundleError(f"{source}: holds {error}, which no bundle needs; export it again as plain ONNX") from None
 
@@ -93,7 +96,8 @@ def _fault(part: Any) -> str:
             return f"the tensor {part.name!r:.80} of negative shape {list(part.dims)!r:.80}"
     elif isinstance(part, onnx.NodeProto):
         inner = any(attribute.HasField("g") or attribute.graphs for attribute in part.attribute)
-        if inner or part.domain not in _DOMAINS:
+        standard = part.domain in _DOMAINS or (part.domain == "com.microsoft" and part.op_type in _QUANTISED)
+        if inner or not standard:
             kind = "a graph inside, in" if inner else "an operator that is not standard,"
             return f"{kind} {f'{part.domain}.{part.op_type}'.lstrip('.')!r:.80}"
         names = [part.name, part.op_type, *part.input, *part.output]
@@ -104,10 +108,11 @@ def _fault(part: Any) -> str:
     return "" if sound else "a name that is too long or no UTF-8"
 
 
-def _check_sizes(model: onnx.ModelProto, image: Sequence[int]) -> None:
-    """Raise BundleError if a value is too large, as far as its shape follows from the graph, for one image."""
-    inferred = _inferred(model, image).graph
-    most, total = 2**24 + 256 * prod(image), 0
+def _check_sizes(model: onnx.ModelProto, shape: Sequence[int]) -> None:
+    """Raise BundleError if a value is too large, as far as its shape follows from the graph, for one batch."""
+    inferred = _inferred(model, shape).graph
+    channels = min(shape[1:])  # the axis of channels is the shortest
+    most, total = 2**24 + 256 * prod(shape) // channels, 0
     for value in (*inferred.value_info, *inferred.output):
         size = prod(axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.HasField("dim_value"))
         total += size
@@ -115,7 +120,7 @@ def _check_sizes(model: onnx.ModelProto, image: Sequence[int]) -> None:
             raise BundleError(f"the value {value.name!r:.80} of {size} elements ({total} up to there)")
 
 
-def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
+def _inferred(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
     """Return a model without large weights, with the shapes that follow from it; what it declares does not count."""
     lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     graph = lean.graph
@@ -128,7 +133,7 @@ def _inferred(model: onnx.ModelProto, image: Sequence[int]) -> onnx.ModelProto:
     for value in model.graph.input:
         if value.name not in weights:
             kind = value.type.tensor_type.elem_type
-            graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, [1, 3, *image]))
+            graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, list(shape)))
     for tensor in weights.values():
         if prod(tensor.dims) <= _SMALL:
             graph.initializer.append(tensor)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,9 +18,15 @@ from onnx import numpy_helper
 
 from rws.edge.common.files import open_regular, read_regular
 from rws.edge.onnx.check import check_inside, parts
+from rws.edge.onnx.kinds import other_kind
 from rws.errors import BundleError, first_line
 
 _LARGEST = 2**31 - 1  # bytes: protobuf's limit
+_IMAGE_TYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT8: "uint8",
+}
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -33,9 +39,14 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
         return model
     source = source if isinstance(model, bytes) else str(model)
     try:
-        proto = onnx.load_model_from_string(model if isinstance(model, bytes) else read_regular(model, _LARGEST))
+        data = model if isinstance(model, bytes) else read_regular(model, _LARGEST)
+        if kind := other_kind(data):
+            raise BundleError(f"{source}: {kind}")  # noqa: TRY301
+        proto = onnx.load_model_from_string(data)
         if not isinstance(model, bytes):
             _load_neighbours(proto, Path(model).parent)
+    except BundleError:
+        raise
     except OSError as error:
         raise BundleError(f"{source}: cannot be read ({error.strerror or error}); give an ONNX file") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError, OverflowError, MemoryError) as error:
@@ -58,21 +69,26 @@ def _load_neighbours(model: onnx.ModelProto, folder: Path) -> None:
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model in inference mode that computes the same, and whose convolutions can all be patched.
 
-    Each gets its own weights and bias, and BatchNorm is folded into it. Opset and IR version stay.
+    BatchNorm is folded into them, and each has a weight and a bias that only convolutions with both the same read, as
+    in a Siamese network. Opset and IR version stay.
     """
     model = fold_batchnorm(_constants_to_initializers(model))
-    taken: set[str] = set()
+    taken = {name for node in model.graph.node if node.op_type != "Conv" for name in node.input}
+    own: dict[tuple[str, ...], list[str]] = {}
     for node in [node for node in model.graph.node if node.op_type == "Conv"]:
-        for index, name in enumerate(node.input[1:], start=1):
-            if name in taken and name in _initializers(model):
-                node.input[index] = _add_initializer(model, name, numpy_helper.to_array(_initializers(model)[name]))
-        taken |= set(node.input[1:])
-        weight = _initializers(model).get(node.input[1])
-        if weight is not None and (len(node.input) < 3 or not node.input[2]):
-            bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
-            del node.input[2:]
-            name = f"{weight.name.removesuffix('.weight')}.bias"
-            node.input.append(_add_initializer(model, name, bias))
+        shared = tuple(filter(None, node.input[1:]))
+        if shared not in own:
+            tensors, names = _initializers(model), list(shared)
+            for index, name in enumerate(shared):
+                if name in taken and name in tensors:
+                    names[index] = _add_initializer(model, name, numpy_helper.to_array(tensors[name]))
+            if len(names) == 1 and (weight := tensors.get(shared[0])) is not None:
+                bias = np.zeros(weight.dims[0], onnx.helper.tensor_dtype_to_np_dtype(weight.data_type))
+                names.append(_add_initializer(model, f"{weight.name.removesuffix('.weight')}.bias", bias))
+            own[shared] = names
+            taken |= set(names)
+        del node.input[1:]
+        node.input.extend(own[shared])
     return model
 
 
@@ -85,6 +101,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     folded = deepcopy(model)
     graph = folded.graph
+    done: dict[tuple[object, ...], list[str]] = {}  # convolutions that share all of it share the result
     for batchnorm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
         convolution = _foldable(folded, batchnorm)
         if convolution is None:
@@ -94,6 +111,7 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         parameters = (numpy_helper.to_array(tensors[name]) for name in batchnorm.input[1:5])
         gamma, beta, mean, variance = (parameter.astype(np.float64) for parameter in parameters)
         epsilon = next((attribute.f for attribute in batchnorm.attribute if attribute.name == "epsilon"), 1e-5)
+        given = (*convolution.input[1:], "", *batchnorm.input[1:], epsilon)
         names = [convolution.input[1], f"{convolution.input[1].removesuffix('.weight')}.bias"]
         bias: NDArray[Any] | float = 0.0
         if len(convolution.input) > 2 and convolution.input[2]:
@@ -110,25 +128,27 @@ def fold_batchnorm(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in [value for value in graph.value_info if value.name == previous_output]:
             graph.value_info.remove(value)
         _drop_unused(folded, stale)
-        for name, array in zip(names, (new_weight, new_bias), strict=True):
-            convolution.input.append(_add_initializer(folded, name, array))
+        if given not in done:
+            arrays = (new_weight, new_bias)
+            done[given] = [_add_initializer(folded, *pair) for pair in zip(names, arrays, strict=True)]
+        convolution.input.extend(done[given])
     return folded
 
 
 def shallow_tensors(model: onnx.ModelProto, count: int) -> tuple[str, ...]:
-    """Return weight and bias of a prepared model's first `count` convolutions; BundleError if one lacks them."""
+    """Return weight and bias of a prepared model's first `count` convolutions, each once; BundleError without them."""
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     if not 1 <= count <= len(nodes):
         raise BundleError(
             f"model has {len(nodes)} convolutions, expected at least 1 and at most that many, not {count}"
         )
     tensors = _initializers(model)
-    names: list[str] = []
+    names: dict[str, tuple[str, ...]] = {}
     for node in nodes[:count]:
-        own = [name for name in node.input[1:3] if name in tensors]
-        if len(own) != 2 or set(own) & set(names):
-            raise BundleError(f"convolution {node.name!r} shares its weight or bias, or has none; call prepare() first")
-        names += own
+        own = tuple(name for name in node.input[1:3] if name in tensors)
+        if len(own) != 2 or any(names.setdefault(name, own) != own for name in own):
+            found = "shares only its weight or its bias, or has none"
+            raise BundleError(f"convolution {node.name!r:.80} {found}; call prepare() first")
     return tuple(names)
 
 
@@ -163,26 +183,32 @@ def data_inputs(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return {value.name: value for value in model.graph.input if value.name not in weights}
 
 
-def data_input(model: onnx.ModelProto, source: str = "model") -> tuple[str, tuple[int | None, ...]]:
-    """Return name and shape (None: a free length) of the one image input; BundleError unless there is one, float32."""
+class DataInput(NamedTuple):
+    """An image input: its name, its shape (None: a free length), and its dtype by NumPy's name."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+def data_input(model: onnx.ModelProto, source: str = "model") -> DataInput:
+    """Return the one image input; BundleError unless there is one, of float32, float16 or uint8."""
     inputs = data_inputs(model)
     if len(inputs) != 1:
         found = f"{', '.join(inputs) or 'none'!r:.80}"
         raise BundleError(f"{source}: found the inputs {found}, expected one image input; export it with one input")
     name, value = next(iter(inputs.items()))
-    if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise BundleError(f"{source}: input {name!r} is not float32; export it with a float32 image, 0…1")
-    return name, value_shape(value)
+    dtype = _IMAGE_TYPES.get(value.type.tensor_type.elem_type)
+    if dtype is None:
+        kinds = ", ".join(_IMAGE_TYPES.values())
+        raise BundleError(f"{source}: input {name!r:.80} is of another type than {kinds}; export it with one of those")
+    return DataInput(name, value_shape(value), dtype)
 
 
 def value_shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     """Return the shape of an input or output; None stands for a free length, () for an unknown shape."""
-    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in value.type.tensor_type.shape.dim)
-
-
-def output_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
-    """Return the shape of the first output; see `value_shape`."""
-    return value_shape(model.graph.output[0])
+    # Some exporters write a free length as -1 or 0.
+    return tuple(axis.dim_value if axis.dim_value > 0 else None for axis in value.type.tensor_type.shape.dim)
 
 
 def weights_to_inputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """Import torchvision with a torch that it was not compiled for, as on most Jetsons, where its operators fail to load.
 
-Declaring the two that it registers Python code for is enough for models, datasets, transforms and onnx2torch.
+Declaring the two that it registers Python code for is enough for models, datasets and transforms.
 Upstream: https://github.com/pytorch/pytorch/issues/122494. Delete when `import torchvision` cannot fail that way.
 """
 

@@ -214,7 +214,7 @@ class SignatureSet:
             tensors, description = read_tensors(data, source)
         except FormatError as error:
             raise SignatureError(str(error)) from error
-        rest = checked_format(description, FORMAT, VERSION, source, cure=_CURE, error=SignatureError)
+        rest = checked_format(description, FORMAT, (VERSION,), source, cure=_CURE, error=SignatureError)
         metadata = Metadata.parse(rest, source)
         shapes = {tensor.name: tensor.shape for tensor in metadata.tensors}
         expected = {f"{name}/{tensor}{end}" for name in metadata.names for tensor in shapes for end in ("", _SCALE)}

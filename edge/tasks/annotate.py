@@ -32,7 +32,7 @@ GREEN, ORANGE, BLUE = (94, 201, 142), (255, 158, 87), (103, 169, 255)
 def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Draw a result next to its frame.
 
-    The panel shows the predicted class, the five most probable corruptions, the signatures in effect, and the frame.
+    The panel shows the output's summary, the five most probable corruptions, the signatures in effect, and the frame.
 
     Args:
         image: uint8, shape (H, W, 3), RGB.
@@ -91,11 +91,14 @@ class _Panel:
         self.canvas, self.left, self.unit = canvas, left, unit
 
     def draw(self, result: Result) -> None:
-        self.text(f"{result.confidence:.0%}", 284, 36, _HEAD, right=True)
-        self.text(result.label, 16, 36, replace(_HEAD, bold=True), room=200)
-        self.bar(16, 48, 268, 4, result.confidence, TEXT)
+        text, confidence = result.summary
+        if confidence is not None:
+            self.text(f"{confidence:.0%}", 284, 36, _HEAD, right=True)
+            self.bar(16, 48, 268, 4, confidence, TEXT)
+        self.text(text, 16, 36, replace(_HEAD, bold=True), room=268 if confidence is None else 200)
         if result.unpatched is not None and result.on_original is not None:
-            both = f"unpatched: {result.unpatched.label}, on the clean frame: {result.on_original.label}"
+            unpatched, before = (result.task.summary(one)[0] for one in (result.unpatched, result.on_original))
+            both = f"unpatched: {unpatched}, on the clean frame: {before}"
             self.text(both, 16, 64, _TINY, room=268)
 
         self.text("ORACLE", 16, 82, _SMALL)

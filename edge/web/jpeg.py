@@ -1,12 +1,11 @@
-"""The newest frame as a JPEG, encoded only on demand."""
+"""The newest frame with what was found in it as a JPEG, encoded only on demand."""
 
 import asyncio
 import time
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
+from rws.edge.pipeline import Result
 from rws.edge.tasks.annotate import fit
 from rws.errors import first_line
 from rws.records import Frame, SinkStatus
@@ -20,32 +19,32 @@ class JpegEncoder:
     """Encodes the newest frame, at most `max_fps` per second; any thread may replace it, one event loop asks for it."""
 
     def __init__(self, max_fps: float) -> None:
-        self.frame: Frame | None = None
+        self.newest_result: tuple[Frame, Result] | None = None
         self.status = SinkStatus()
         self._period = 1 / max_fps
         self._lock = asyncio.Lock()
-        self._encoded: Frame | None = None
+        self._encoded: tuple[Frame, Result] | None = None
         self._jpeg: bytes | None = None
         self.next_at = 0.0  # when the next frame may be encoded, seconds of `time.monotonic`
 
     async def newest(self) -> bytes | None:
         """Return a JPEG at most one period old, the same object until there is a newer one; None before the first."""
         async with self._lock:
-            frame, now = self.frame, time.monotonic()
-            if frame is not None and frame is not self._encoded and now >= self.next_at:
+            shows, now = self.newest_result, time.monotonic()
+            if shows is not None and shows is not self._encoded and now >= self.next_at:
                 # A delay of less than a period is compensated, so that the mean rate is `max_fps`.
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
-                self._encoded = frame
+                self._encoded = shows
                 try:
-                    self._jpeg = await asyncio.to_thread(encode, frame.image)
+                    self._jpeg = await asyncio.to_thread(encode, *shows)
                     self.status = self.status.after()
                 except Exception as error:  # no memory, no thread: the viewers wait for the next frame
                     self.status = self.status.after(shown(f"the image cannot be encoded ({first_line(error)})"))
             return self._jpeg
 
 
-def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
-    resized = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
+def encode(frame: Frame, result: Result) -> bytes:
+    """Return a JPEG of a frame with its result: at most 960 pixels wide; small frames grow by whole factors."""
+    resized = cv2.cvtColor(fit(result.task.draw(frame.image, result.output), MAX_WIDTH), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

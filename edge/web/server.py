@@ -105,7 +105,7 @@ class PageServer(Closing):
 
     def write(self, frame: Frame, result: Result) -> None:
         """Show this frame from now on; its image must not change afterwards."""
-        self._encoder.frame = frame
+        self._encoder.newest_result = frame, result
         if result.unpatched is not None:
             self._compared_at = time.monotonic()
 

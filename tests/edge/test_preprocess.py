@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,20 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.preprocess import preprocess, to_rgb
+from rws.edge.preprocess import InputSpec, preprocess, to_rgb
 from rws.errors import InputError
+
+SMALL = InputSpec(4, 4, "RGB")
 
 
 def test_an_image_of_the_right_size_keeps_its_exact_values():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    x = preprocess(image, 5, 7)
+    x = preprocess(image, InputSpec(5, 7, "RGB"))[0]
     assert x.flags.c_contiguous
     np.testing.assert_array_equal(x, image.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
 
 
 @given(*[st.integers(1, 40)] * 4)
 def test_any_size_fits(height, width, to_height, to_width):
-    x = preprocess(np.full((height, width, 3), (255, 51, 0), np.uint8), to_height, to_width)
+    image = np.full((height, width, 3), (255, 51, 0), np.uint8)
+    x = preprocess(image, InputSpec(to_height, to_width, "RGB"))[0]
     assert x.shape == (3, to_height, to_width)
     assert x.dtype == np.float32
     np.testing.assert_allclose(x.mean(axis=(1, 2)), [1, 0.2, 0], atol=1e-6)
@@ -28,14 +32,14 @@ def test_any_size_fits(height, width, to_height, to_width):
 def test_the_centre_of_the_longer_side_is_kept():
     image = np.zeros((4, 12, 3), np.uint8)
     image[:, 4:8] = 255
-    np.testing.assert_array_equal(preprocess(image, 4, 4), np.ones((3, 4, 4), np.float32))
-    np.testing.assert_array_equal(preprocess(image.transpose(1, 0, 2), 4, 4), np.ones((3, 4, 4), np.float32))
+    np.testing.assert_array_equal(preprocess(image, SMALL)[0], np.ones((3, 4, 4), np.float32))
+    np.testing.assert_array_equal(preprocess(image.transpose(1, 0, 2), SMALL)[0], np.ones((3, 4, 4), np.float32))
 
 
 def test_shrinking_averages_areas():
     image = np.zeros((8, 8, 3), np.uint8)
     image[::2, ::2] = 200
-    np.testing.assert_allclose(preprocess(image, 4, 4), 50 / 255, atol=1e-6)
+    np.testing.assert_allclose(preprocess(image, SMALL)[0], 50 / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +62,137 @@ def test_shrinking_averages_areas():
     ],
 )
 def test_anything_but_an_image_is_refused_with_what_to_do(image, advice):
-    for refuse in (lambda: preprocess(image, 4, 4), lambda: to_rgb(image, "bgr")):
+    for refuse in (lambda: preprocess(image, SMALL), lambda: to_rgb(image, "bgr")):
         with pytest.raises(InputError, match=r"expected uint8 of shape \(H, W, 3\); ") as caught:
             refuse()
         assert re.search(advice, str(caught.value))
         assert "\n" not in str(caught.value)
+
+
+SPECS = st.builds(
+    InputSpec,
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.sampled_from(["RGB", "BGR", "GREY", "RGBA"]),
+    st.sampled_from(["NCHW", "NHWC"]),
+    st.sampled_from(["float32", "float16", "uint8"]),
+    st.just(255),
+    st.sampled_from(["crop", "stretch", "letterbox"]),
+)
+
+
+def formula(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """What a model is to get for an image of the right size, in plain NumPy."""
+    if spec.colour == "GREY":
+        image = np.rint(image @ np.array([0.299, 0.587, 0.114]))[..., None]
+    elif spec.colour == "BGR":
+        image = image[..., ::-1]
+    elif spec.colour == "RGBA":
+        image = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=2)
+    values = image.astype(np.float64) * (spec.high / 255)
+    return values.transpose(2, 0, 1) if spec.layout == "NCHW" else values
+
+
+def pictures(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@given(SPECS, st.sampled_from([1, 255]), st.integers(1, 3), st.integers(0, 5), st.integers(0, 2**32 - 1))
+def test_every_layout_type_colour_and_fit_is_the_plain_formula(spec, high, factor, more, seed):
+    spec = spec if spec.dtype == "uint8" else replace(spec, high=high)
+    # An image whose pixels are blocks: shrinking gives one value of each.
+    inner = pictures(seed, spec.height, spec.width)
+    frame, expected = inner, inner
+    if spec.fit == "letterbox":
+        # It fills the width and leaves rows free.
+        rows = max(1, spec.height - more)
+        frame = inner[:rows]
+        expected = np.full_like(inner, 114)
+        top = (spec.height - rows) // 2
+        expected[top : top + rows] = frame
+    frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    if spec.fit == "crop":
+        frame = np.pad(frame, ((0, 0), (factor * more, factor * more), (0, 0)))
+    x, _ = preprocess(frame, spec)
+    assert x.shape == spec.shape
+    assert x.dtype == spec.dtype
+    assert x.flags.c_contiguous
+    step = spec.high / 255 if spec.colour == "GREY" else 0  # OpenCV rounds a mean of channels by itself
+    tolerance = 1e-3 * spec.high if spec.dtype == "float16" else 1e-6
+    np.testing.assert_allclose(x.astype(np.float64), formula(expected, spec), rtol=0, atol=step + tolerance)
+
+
+@given(
+    SPECS.map(lambda spec: replace(spec, height=8 * spec.height, width=8 * spec.width)),
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=4),
+)
+def test_a_box_comes_back_to_where_it_was_in_the_frame(spec, height, width, corners):
+    _, placed = preprocess(np.zeros((height, width, 3), np.uint8), spec)
+    scale = np.array([placed.scale_x, placed.scale_y] * 2)
+    shift = np.array([placed.left, placed.top] * 2)
+    boxes = np.array(corners, np.float64).reshape(-1, 4) * [width, height, width, height]
+    again = placed.to_frame((boxes * scale + shift).astype(np.float32))
+    assert again.dtype == np.float32
+    np.testing.assert_allclose(again, boxes, atol=0.1)
+    # The whole input lies over the whole frame, or over the part of it that was cropped out.
+    whole = placed.to_frame(np.float32([[0, 0, spec.width, spec.height]]))[0]
+    assert (whole[:2] >= 0).all()
+    assert (whole[2:] <= (width, height)).all()
+    if spec.fit != "crop":
+        np.testing.assert_allclose(whole, [0, 0, width, height], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fit", "size"),
+    [
+        ("letterbox", (60, 120)),
+        ("letterbox", (70, 60)),
+        ("stretch", (120, 60)),
+        ("crop", (60, 120)),
+        ("crop", (90, 120)),
+    ],
+)
+def test_a_mark_is_where_the_placement_says(fit, size):
+    frame = np.zeros((*size, 3), np.uint8)
+    rows, columns = size[0] // 2, size[1] // 2
+    frame[rows - 6 : rows + 6, columns - 6 : columns + 6] = 255
+    spec = InputSpec(48, 96, "RGB", high=255, fit=fit)
+    x, placed = preprocess(frame, spec)
+    bright = np.argwhere(x[0] > 127 if fit != "letterbox" else x[0] == 255)
+    (top, left), (bottom, right) = bright.min(0), bright.max(0) + 1
+    found = placed.to_frame(np.float32([[left, top, right, bottom]]))
+    np.testing.assert_allclose(found, [[columns - 6, rows - 6, columns + 6, rows + 6]], atol=1)
+
+
+def test_boxes_end_at_the_edges_of_the_frame():
+    _, placed = preprocess(np.zeros((50, 100, 3), np.uint8), InputSpec(64, 64, "RGB", fit="letterbox"))
+    assert placed.to_frame(np.float32([[-9, -9, 99, 99]])).tolist() == [[0, 0, 100, 50]]
+    assert placed.to_frame(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+def test_letterboxing_fills_with_grey_and_centres_as_detectors_are_trained():
+    x, placed = preprocess(np.full((2, 4, 3), 200, np.uint8), InputSpec(7, 8, "RGB", high=255, fit="letterbox"))
+    assert x[0, :, 0].tolist() == [114, 200, 200, 200, 200, 114, 114]
+    assert (placed.scale_x, placed.scale_y, placed.left, placed.top) == (2, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": 0},
+        {"width": 5000},
+        {"colour": "rgb"},
+        {"layout": "CHW"},
+        {"dtype": "int8"},
+        {"high": 128},
+        {"high": True},
+        {"fit": "pad"},
+        {"dtype": "uint8", "high": 1},
+    ],
+    ids=str,
+)
+def test_an_input_spec_is_strict(change):
+    with pytest.raises(ValueError, match="validation error"):
+        InputSpec(**{"height": 8, "width": 8, "colour": "RGB", **change})

@@ -421,12 +421,12 @@ BAD_MIXES = {
     "refused by the model": SignatureError("signature 'rain' is not there"),
 }
 BAD_OUTPUTS = {
-    "NaN": np.float32([[np.nan, 1, 2]]),
-    "infinite": np.float32([[np.inf, 1, 2]]),
-    "all minus infinity": np.full((1, 3), -np.inf, np.float32),
-    "another number of classes": np.zeros((1, 2), np.float32),
-    "no row": np.zeros((0, 3), np.float32),
-    "a scalar": np.float32(1.0),
+    "NaN": (np.float32([[np.nan, 1, 2]]),),
+    "infinite": (np.float32([[np.inf, 1, 2]]),),
+    "all minus infinity": (np.full((1, 3), -np.inf, np.float32),),
+    "another number of classes": (np.zeros((1, 2), np.float32),),
+    "no row": (np.zeros((0, 3), np.float32),),
+    "a scalar": (np.float32(1.0),),
     "an error of ONNX Runtime": ort_error(),
 }
 FAILURES = [
@@ -488,9 +488,9 @@ def test_many_bad_frames_are_all_counted_and_the_first_is_logged(caplog):
 
 
 def test_a_pushed_image_on_which_a_part_fails_raises_and_the_next_one_works():
-    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2)
+    runtime = failing_runtime("model", "predict", (np.float32([[np.nan, 1, 2]]),), at=2)
     assert runtime.step(DARK, "rgb").label == "dog"
-    with pytest.raises(FrameError, match="1 of 3 logits are not finite") as caught:
+    with pytest.raises(FrameError, match="1 of 3 numbers are not finite") as caught:
         runtime.step(DARK, "rgb")
     assert caught.value.reason == "bad_output"
     assert runtime.pipeline.model.mix == {}
@@ -498,7 +498,7 @@ def test_a_pushed_image_on_which_a_part_fails_raises_and_the_next_one_works():
 
 
 def test_a_belief_is_not_held_over_a_failure():
-    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2, oracle_every=4)
+    runtime = failing_runtime("model", "predict", (np.float32([[np.nan, 1, 2]]),), at=2, oracle_every=4)
     results = list(runtime.stream(array_source(DARK, DARK, BRIGHT, BRIGHT)))
     assert [(result.index, result.observed, result.belief.type) for result in results] == [
         (0, True, "fog"),
@@ -508,7 +508,7 @@ def test_a_belief_is_not_held_over_a_failure():
 
 
 def test_a_clean_model_that_fails_next_to_the_patched_one_gives_no_result():
-    runtime = failing_runtime("model", "predict", np.float32([[np.nan, 1, 2]]), at=2)
+    runtime = failing_runtime("model", "predict", (np.float32([[np.nan, 1, 2]]),), at=2)
     runtime.compare = True
     assert [result.index for result in runtime.stream(array_source(DARK, DARK))] == [1]
     assert runtime.pipeline.model.mix == {}

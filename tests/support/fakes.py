@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from rws.edge.pipeline import Pipeline, Result
+from rws.edge.preprocess import InputSpec
 from rws.edge.runtime import Runtime
 from rws.edge.tasks.classify import Classification, Classify
 from rws.oracle.belief import Belief, certain
@@ -62,7 +63,7 @@ class FakeModel:
         if self.frames == self.fail_at:
             raise ZeroDivisionError("the model broke")
         self.frames += 1
-        return np.array([[2.0, 3.0 if self.mix else 1.0, 0.0]], np.float32)
+        return (np.array([[2.0, 3.0 if self.mix else 1.0, 0.0]], np.float32),)
 
 
 class FakeOracle:
@@ -113,7 +114,7 @@ def make_pipeline(model=None, filter=None, **parts):
         parts.get("policy", FakePolicy()),
         filter,
         Classify(parts.get("classes", CLASSES)),
-        SIZE,
+        InputSpec(*SIZE, "RGB"),
     )
 
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from rws.edge.common.provenance import provenance, write_json
 
 COMMAND = "python tests/support/install_sizes.py --json benchmarks/results/install_sizes.json"
-EXTRAS = ("", "serve", "sign", "demo", "torch", "train", "bench")
+EXTRAS = ("", "serve", "sign", "demo", "detect", "torch", "train", "bench")
 
 
 def needed(name: str, extras: frozenset[str], found: set[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rws.edge.bundle.edit import BundleParts
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
+from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.oracle.policy import GainTable
 
@@ -71,7 +72,7 @@ def bundle_parts(**changes) -> BundleParts:
     parts = BundleParts(
         name="tiny",
         classes=CLASSES,
-        input_size=(SIZE, SIZE),
+        input=InputSpec(SIZE, SIZE, "RGB"),
         model=model.SerializeToString(),
         signatures=make_signatures(clean()),
         oracle=network(1, states, seed=3, softmax=True).SerializeToString(),
@@ -116,3 +117,39 @@ def failing_oracle(kind: str) -> bytes:
         options |= {"to": TensorProto.INT64} if operator == "Cast" else {}
         graph.node.append(helper.make_node(operator, inputs, [output], **options))
     return proto.SerializeToString()
+
+
+def taking(spec: InputSpec, model: onnx.ModelProto, batch: int | None = None) -> onnx.ModelProto:
+    """Let a model of float32 (N, 3, height, width), RGB, 0…1, take images as `spec` says, and a fixed batch."""
+    graph = model.graph
+    given = graph.input[0]
+    kinds = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+    channels = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "GREY": (0, 0, 0), "RGBA": (0, 1, 2)}[spec.colour]
+    steps = [("Cast", ["given"], {"to": TensorProto.FLOAT})]
+    if spec.layout == "NHWC":
+        steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
+    steps += [("Gather", ["channels"], {"axis": 1}), ("Div", ["high"], {})]
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(channels, np.int64), "channels"),
+            numpy_helper.from_array(np.float32(spec.high), "high"),
+        ]
+    )
+    value = "given"
+    for index, (operator, others, options) in reversed(list(enumerate(steps))):
+        before = "given" if index == 0 else f"step{index - 1}"
+        after = given.name if index == len(steps) - 1 else f"step{index}"
+        inputs = [before] if index == 0 else [before, *others]
+        graph.node.insert(0, helper.make_node(operator, inputs, [after], **options))
+    graph.input.remove(given)
+    graph.input.append(helper.make_tensor_value_info(value, kinds[spec.dtype], [batch or "N", *spec.shape]))
+    if batch:
+        for output in graph.output:
+            output.type.tensor_type.shape.dim[0].dim_value = batch
+    return model
+
+
+def with_features(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give the values before the linear layer as a second output, `flat`, (N, 6)."""
+    model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, ["N", 6]))
+    return model

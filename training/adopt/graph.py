@@ -1,28 +1,33 @@
-"""Rewrite a classifier's ONNX graph to the bundle's contract, and run it to check that its outputs stay the same."""
+"""Rewrite the ONNX graph of a vision model, and run it to check that its outputs stay the same."""
 
+import re
 import tempfile
-from collections.abc import MutableSequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, inliner, numpy_helper
 
-from rws.edge.onnx.graph import data_input, read_model
+from rws.edge.onnx.check import parts
+from rws.edge.onnx.graph import data_inputs, read_model, value_shape
 from rws.errors import BundleError, UsageError, first_line
-from rws.training.models.export import OPSET
 
 TOLERANCE = 1e-4  # of the largest output: what two engines may differ by
+HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+_PADDED = ("Conv", "MaxPool", "AveragePool", "LpPool")
+_MOST_NODES = 20_000
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants done to float32 RGB 0…1: (x · scale − mean) / std, the colours perhaps reversed (`bgr`).
+    """What a model wants done to RGB 0…1: (x · scale − mean) / std, the colours perhaps reversed (`bgr`).
 
     Mean and std are one number, or one for each of the model's channels, in units of the scaled range.
     """
@@ -39,46 +44,73 @@ class Preprocessing:
             found = f"preprocessing: scale {self.scale}, mean {self.mean}, std {self.std}"
             raise UsageError(f"{found}; expected one number or three of each, and neither a scale nor a std of 0")
 
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        changes = "" if (self.mean, self.std) == ((0.0,), (1.0,)) else f", minus {mean}, divided by {std}"
+        return f"{'BGR' if self.bgr else 'RGB'} 0…{self.scale:g}{changes}"
 
-def run_onnx(proto: onnx.ModelProto, images: NDArray[np.float32]) -> NDArray[np.float32]:
+
+class Runner:
+    """A model on ONNX Runtime's CPU; BundleError if it cannot be loaded or run."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's error types share no base but Exception
+            raise _unloadable(proto, error) from error
+        self.names = [value.name for value in self._session.get_outputs()]
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return all outputs for a batch."""
+        try:
+            found = self._session.run(None, {self._input: np.ascontiguousarray(images)})
+        except Exception as error:  # ONNX Runtime's error types share no base but Exception
+            given = f"{images.dtype} {images.shape}{_place(error)}"
+            raise BundleError(f"model: ONNX Runtime cannot run it on {given}; give another --size") from error
+        if wrong := [name for name, value in zip(self.names, found, strict=True) if not isinstance(value, np.ndarray)]:
+            raise BundleError(f"model: output {wrong[0]!r:.80} is no array; choose others with --output")
+        return list(found)
+
+
+def _unloadable(proto: onnx.ModelProto, error: Exception) -> BundleError:
+    shape = ", ".join("?" if n is None else str(n) for value in data_inputs(proto).values() for n in value_shape(value))
+    found = f"ONNX Runtime cannot load it for ({shape}){_place(error)}"
+    return BundleError(f"model: {found}; export it again, or give another --size")
+
+
+def _place(error: Exception) -> str:
+    """Return which operator an error of ONNX Runtime speaks of; its text is of no use to who has only the model."""
+    found = re.search(
+        r"""Op \((\w+)\)|running (\w+) node|In Node, \("[^"]*", (\w+)|NOT_IMPLEMENTED.* for ([\w.]+)\(""", str(error)
+    )
+    return f" (at its operator {next(filter(None, found.groups()))})" if found else ""
+
+
+def run_onnx(proto: onnx.ModelProto, images: NDArray[Any]) -> NDArray[Any]:
     """Return the first output of an `onnx.ModelProto` for a batch, by ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return cast(NDArray[np.float32], session.run(None, {session.get_inputs()[0].name: images})[0])
+    return Runner(proto)(images)[0]
 
 
-def compare(found: NDArray[np.float32], expected: NDArray[np.float32], when: str) -> None:
-    """Raise a BundleError if outputs differ from the expected ones by more than `TOLERANCE`."""
-    error = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    if not error <= limit:
-        differ = f"model: {when} its outputs differ by {error:.2g}, expected at most {limit:.2g}"
+def difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return by how much outputs differ, in units of the largest expected one (at least 1); inf if shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    size = max(1.0, float(np.abs(expected).max(initial=0)))
+    error = float(np.abs(found.astype(np.float64) - expected).max(initial=0)) / size
+    return error if np.isfinite(error) else float("inf")
+
+
+def compare(found: NDArray[Any], expected: NDArray[Any], when: str, tolerance: float = TOLERANCE) -> None:
+    """Raise a BundleError if outputs differ from the expected ones by more than a part of the largest."""
+    if not (error := difference(found, expected)) <= tolerance:
+        differ = f"model: {when} its outputs differ by {error:.2g} of the largest, expected at most {tolerance:.2g}"
         raise BundleError(f"{differ}; report this with the model's operators")
-
-
-_ONLY_RESHAPE = ("Identity", "Reshape", "Flatten", "Squeeze", "Cast")
-
-
-def without_softmax(proto: onnx.ModelProto) -> bool:
-    """Take a last Softmax off, also from before nodes that only reshape; return whether there was one."""
-    producers = {output: node for node in proto.graph.node for output in node.output}
-    last = producers.get(proto.graph.output[0].name)
-    while last is not None and last.op_type in _ONLY_RESHAPE:
-        last = producers.get(last.input[0])
-    if last is None or last.op_type != "Softmax":
-        return False
-    before, name = last.input[0], last.output[0]
-    proto.graph.node.remove(last)
-    for node in proto.graph.node:
-        for names in (node.input, node.output):
-            _rename(names, before, name)
-    return True
-
-
-def _rename(names: MutableSequence[str], old: str, new: str) -> None:
-    names[:] = [new if name == old else name for name in names]
 
 
 def opset(proto: onnx.ModelProto) -> int:
@@ -86,74 +118,198 @@ def opset(proto: onnx.ModelProto) -> int:
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
-def lowered(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph in the opset of our exports, if possible: onnx2torch knows no Reshape of opset 19 or later."""
-    if opset(proto) <= OPSET:
+def producers(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each value."""
+    return {output: node for node in proto.graph.node for output in node.output if output}
+
+
+def last_node(proto: onnx.ModelProto, output: str) -> onnx.NodeProto | None:
+    """Return the node that an output comes from, nodes skipped that only reshape."""
+    made = producers(proto)
+    node = made.get(output)
+    while node is not None and node.op_type in ONLY_RESHAPE:
+        node = made.get(node.input[0])
+    return node
+
+
+def rename(names: MutableSequence[str], old: str, new: str) -> None:
+    """Replace a name in a list of names."""
+    names[:] = [new if name == old else name for name in names]
+
+
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without local functions: their nodes stand where they were called; BundleError if too many."""
+    if not proto.functions:
         return proto
+    functions = {(function.domain, function.name): function for function in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Sequence[onnx.NodeProto], depth: int = 0) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in functions and key not in sizes:
+                sizes[key] = size(functions[key].node, depth + 1) if depth < 24 else _MOST_NODES
+            total += sizes.get(key, 1)
+        return total
+
+    if size(proto.graph.node) > _MOST_NODES:
+        raise BundleError("model: its local functions hold too many nodes, or call themselves; export it without them")
     try:
-        return version_converter.convert_version(proto, OPSET)
-    except Exception:  # the converter's errors are plain RuntimeErrors, and others; what stays may still be trainable
-        return proto
+        return inliner.inline_local_functions(proto, convert_version=True)
+    except Exception as error:  # onnx raises types that share no base but Exception
+        raise BundleError(f"model: its local functions cannot be inlined ({first_line(error)})") from error
 
 
-def free_batch(proto: onnx.ModelProto) -> None:
-    """Let a graph that was exported for one image take any number of them."""
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for value in [*proto.graph.input, *proto.graph.output]:
-        if value.name not in weights and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+def widened(proto: onnx.ModelProto) -> bool:
+    """Turn all 16-bit numbers of a model but its input into float32; return whether there were any."""
+    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
+    found = False
+    for part in parts(proto):
+        if isinstance(part, TensorProto) and part.data_type == half:
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part).astype(np.float32), part.name))
+            found = True
+        elif isinstance(part, onnx.NodeProto):
+            for attribute in part.attribute:
+                if attribute.name in ("to", "dtype") and attribute.i == half:
+                    attribute.i, found = full, True
+    for value in proto.graph.output:
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type, found = full, True
+    for name, value in data_inputs(proto).items():
+        if value.type.tensor_type.elem_type == half:
+            for node in proto.graph.node:
+                rename(node.input, name, f"{name}.float32")
+            proto.graph.node.insert(0, helper.make_node("Cast", [name], [f"{name}.float32"], to=full))
+            found = True
     del proto.graph.value_info[:]
+    return found
+
+
+def set_input(proto: onnx.ModelProto, shape: Sequence[int | str]) -> None:
+    """Declare the input's shape, and forget what was declared of all other values' shapes."""
+    name, old = next(iter(data_inputs(proto).items()))
+    new = helper.make_tensor_value_info(name, old.type.tensor_type.elem_type, list(shape))
+    old.CopyFrom(new)
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del proto.graph.value_info[:]
+
+
+def keep_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Make these values the model's outputs, of a type to be inferred, and remove what they do not need."""
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    needed, kept = set(names), []
+    for node in reversed(proto.graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input) | {name for part in parts(node) if part is not node for name in _reads(part)}
+            kept.append(node)
+    kept.reverse()
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
+def _reads(part: Any) -> Sequence[str]:
+    return part.input if isinstance(part, onnx.NodeProto) else ()
+
+
+def without_last(proto: onnx.ModelProto, output: str, kind: str) -> bool:
+    """Take a last node of a kind off an output, also from before nodes that only reshape; return whether it was there.
+
+    It stays if another node reads its result.
+    """
+    last = last_node(proto, output)
+    if last is None or last.op_type != kind:
+        return False
+    before, name = last.input[0], last.output[0]
+    if name != output and sum(name in node.input for node in proto.graph.node) > 1:
+        return False
+    if before not in producers(proto):
+        return False
+    proto.graph.node.remove(last)
+    if name == output:
+        rename(producers(proto)[before].output, before, name)
+        for node in proto.graph.node:
+            rename(node.input, before, name)
+    else:
+        for node in proto.graph.node:
+            rename(node.input, name, before)
+    return True
+
+
+def append(proto: onnx.ModelProto, output: str, *steps: tuple[str, Sequence[str], Mapping[str, Any]]) -> None:
+    """Put nodes behind an output, which keeps its name.
+
+    Each step is an operator, its inputs and attributes; `before` stands for the output as it was, `last` for the result
+    of the step before.
+    """
+    names = {"before": f"{output}.before", "last": ""}
     for node in proto.graph.node:
-        if node.op_type == "Constant":
-            weights[node.output[0]] = node.attribute[0]
-    for node in proto.graph.node:
-        shape = weights.get(node.input[1]) if node.op_type == "Reshape" and len(node.input) > 1 else None
-        if shape is None:
-            continue
-        if isinstance(shape, onnx.AttributeProto):
-            if shape.name == "value_ints":
-                shape.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(np.array(shape.ints, np.int64))))
-            shape = shape.t
-        lengths = numpy_helper.to_array(shape).copy()
-        if lengths.ndim == 1 and len(lengths) and lengths[0] == 1:
-            lengths[0] = 0  # the length that the data has, …
-            shape.CopyFrom(numpy_helper.from_array(lengths, shape.name))
-            for attribute in [found for found in node.attribute if found.name == "allowzero"]:
-                node.attribute.remove(attribute)  # … unless this says that it is zero
+        rename(node.output, output, names["before"])
+        rename(node.input, output, names["before"])
+    for place, (kind, inputs, attributes) in enumerate(steps, start=1):
+        result = output if place == len(steps) else f"{output}.{place}"
+        read = [names.get(name, name) for name in inputs]
+        proto.graph.node.append(helper.make_node(kind, read, [result], **attributes))
+        names["last"] = result
 
 
-def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, side: int, channels_last: bool) -> None:
-    """Put the preprocessing in front; the input keeps its name and becomes float32 (batch, 3, side, side)."""
-    graph = proto.graph
-    name = data_input(proto)[0]
-    nodes: list[Any] = []
+def add_constant(proto: onnx.ModelProto, name: str, array: NDArray[Any]) -> str:
+    """Add an initializer; returns its name."""
+    proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
 
-    def add(kind: str, constant: NDArray[Any] | None = None, **attributes: Any) -> None:
-        value = f"rws.{len(nodes)}"
-        inputs = [nodes[-1].output[0] if nodes else name]
-        if constant is not None:
-            graph.initializer.append(numpy_helper.from_array(constant, f"{value}.constant"))
-            inputs.append(f"{value}.constant")
-        nodes.append(helper.make_node(kind, inputs, [value], **attributes))
 
-    mean, std = (np.broadcast_to(np.array(values), 3) for values in (preprocessing.mean, preprocessing.std))
-    factor, offset = preprocessing.scale / std, -mean / std
-    if preprocessing.bgr:
-        add("Gather", np.array([2, 1, 0], np.int64), axis=1)
-    if (factor != 1).any():
-        add("Mul", factor.astype(np.float32).reshape(1, 3, 1, 1))
-    if offset.any():
-        add("Add", offset.astype(np.float32).reshape(1, 3, 1, 1))
-    if channels_last:
-        add("Transpose", perm=[0, 2, 3, 1])
-    for node in graph.node if nodes else ():
-        _rename(node.input, name, nodes[-1].output[0])
+def declare_outputs(proto: onnx.ModelProto, shapes: Sequence[Sequence[int]], batch: int | None) -> None:
+    """Declare the outputs' shapes, given without the batch axis; `batch` None leaves it free."""
+    for value, shape in zip(proto.graph.output, shapes, strict=True):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [batch or "batch", *shape]))
+
+
+def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -> None:
+    """Put (x · scale − mean) / std in front of a model with a float input; the channels' order is the model's."""
+    name, value = next(iter(data_inputs(proto).items()))
+    channels = value_shape(value)[1 if layout == "NCHW" else 3]
+    mean, std = (np.array(values, np.float64) for values in (preprocessing.mean, preprocessing.std))
+    if max(mean.size, std.size) not in (1, channels):
+        raise UsageError(f"--mean and --std have {max(mean.size, std.size)} numbers, the model {channels} channels")
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    shape = (1, -1, 1, 1) if layout == "NCHW" else (1, 1, 1, -1)
+    nodes: list[onnx.NodeProto] = []
+    for kind, constant in (("Mul", preprocessing.scale / std), ("Add", -mean / std)):
+        if (constant != (kind == "Mul")).any():
+            before = nodes[-1].output[0] if nodes else name
+            tensor = numpy_helper.from_array(constant.reshape(shape).astype(dtype), f"{name}.{kind.lower()}.constant")
+            proto.graph.initializer.append(tensor)
+            nodes.append(helper.make_node(kind, [before, tensor.name], [f"{name}.{kind.lower()}"]))
+    for node in proto.graph.node if nodes else ():
+        rename(node.input, name, nodes[-1].output[0])
     for node in reversed(nodes):
-        graph.node.insert(0, node)
-    old = next(entry for entry in graph.input if entry.name == name)
-    graph.input.remove(old)
-    graph.input.insert(0, helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, side, side]))
-    del graph.value_info[:]
+        proto.graph.node.insert(0, node)
+    del proto.graph.value_info[:]
+
+
+def pad_explicitly(proto: onnx.ModelProto) -> None:
+    """Write the padding of convolutions and pooling as numbers that is said as SAME, if the size of what it pads is known."""
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    sizes = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.input)}
+    weights = {tensor.name: tensor.dims for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        kind, given = said.get("auto_pad", b"").decode(), sizes.get(node.input[0], ())[2:] if node.input else ()
+        kernel = said.get("kernel_shape") or (weights.get(node.input[1], ())[2:] if len(node.input) > 1 else ())
+        known = given and len(kernel) == len(given) and all(given)
+        if node.op_type not in _PADDED or not kind.startswith("SAME") or not known:
+            continue
+        ones = [1] * len(given)
+        sides = zip(given, kernel, said.get("strides", ones), said.get("dilations", ones), strict=True)
+        total = [max((-(-n // step) - 1) * step + (k - 1) * far + 1 - n, 0) for n, k, step, far in sides]
+        small, large = [side // 2 for side in total], [side - side // 2 for side in total]
+        for attribute in [found for found in node.attribute if found.name in ("auto_pad", "pads")]:
+            node.attribute.remove(attribute)
+        pads = small + large if kind == "SAME_UPPER" else large + small
+        node.attribute.append(helper.make_attribute("pads", pads))
 
 
 def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -166,7 +322,7 @@ def simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's error types share no base but Exception
-            raise BundleError(f"model: ONNX Runtime cannot load it ({first_line(error)}); export it again") from error
+            raise _unloadable(proto, error) from error
         simpler = read_model(Path(options.optimized_model_filepath))
     used = {node.domain for node in simpler.graph.node}
     for entry in [entry for entry in simpler.opset_import if entry.domain and entry.domain not in used]:

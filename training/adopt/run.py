@@ -2,37 +2,48 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rws.errors import UsageError
 from rws.terminal import say
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
-from rws.training.adopt.model import adopt_model, load_classifier
+from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model, with_preprocessing
+from rws.training.adopt.outputs import Wanted
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
+from rws.training.adopt.understand import find_preprocessing, understood
 from rws.training.build.recipe import check_recipe
-from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled, read_names
+from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
+from rws.training.data.names import read_names
 from rws.training.jobs.progress import Progress
+from rws.training.models.foreign import load_model
 
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """The arguments and options of `rws adopt`; None leaves the choice to the recipe."""
+    """The arguments and options of `rws adopt`; None leaves the choice to the recipe, or to what the model says.
+
+    `size` is height and width of the input, pixels; `fit` is as in `InputSpec`, "" for the task's own.
+    """
 
     model: str
     images: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    wanted: Wanted
+    fit: str
     out: Path
     work: Path
     more_images: str | None
     names: Path | None
     labels: bool
-    size: int | None
+    size: tuple[int, int] | None
     every: int
     limit: int
     recipe: Path | None
     layers: int | None
     target: str | None
     quick: bool
+    dry_run: bool
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
@@ -43,19 +54,42 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{option} {text}: expected a number, or three with commas") from error
 
 
+def side_lengths(text: str) -> tuple[int, int]:
+    """Read height and width of `--size`: 224, or 192x320; UsageError if the text is neither."""
+    sides = [int(part) if part.isdecimal() and len(part) < 6 else 0 for part in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 8:
+        raise UsageError(f"--size {text}: expected a side, 8 pixels or more, or height x width, as 192x320")
+    return sides[0], sides[-1]
+
+
 def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
     recipe = _recipe(options)
-    model = adopt_model(load_classifier(options.model, options.size), options.preprocessing, options.size)
-    for change in model.changes:
-        say(f"model: {change}")
-    images, classes = _clean_images(options, model.size, model.classes)
+    names = None if options.names is None else read_names(options.names)
+    given = options.preprocessing or Preprocessing()
+    model = adopt_model(
+        load_model(options.model, options.size),
+        ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
+    )
+    images, classes = _clean_images(options, model)
+    how, unclear = f"{given} (given)", None
+    if options.preprocessing is None:
+        try:
+            found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
+            model = with_preprocessing(model, found)
+        except UsageError as error:
+            how, unclear = "not clear", error
+    for line in understood(model, how, recipe.layers):
+        say(line)
+    if unclear is not None:
+        raise unclear
+    if options.dry_run:
+        return
     name = Path(options.model).stem.replace(":", "-")
     build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
     held_out = len(images.pixels) - len(build.train)
-    say(f"model: {model.size} px, {model.classes} classes; {len(build.train)} images to train on, {held_out} held out")
-    share = f"{build.layers} convolutions, about {build.share:.2f} % of the model's bytes per signature"
-    say(f"trains 19 signatures of the first {share}, then the gain table and the oracle")
+    say(f"images: {len(build.train)} to train on, {held_out} held out")
+    say("trains 19 signatures, then the gain table and the oracle")
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
@@ -67,16 +101,18 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 
-def _clean_images(options: AdoptOptions, size: int, logits: int) -> tuple[CleanImages, list[str] | None]:
-    classes = None if options.names is None else read_names(options.names)
+def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanImages, list[str] | None]:
+    classes, size = None if model.classes is None else list(model.classes), (model.input.height, model.input.width)
+    how: dict[str, Any] = {"fit": model.input.fit, "every": options.every}
     if options.labels:
-        found = load_labelled(options.images, size, classes or logits, limit=options.limit)
+        if model.task.name != "classify":
+            raise UsageError(f"--labels: images in folders of classes say nothing of the task {model.task.name}")
+        found = load_labelled(options.images, size, classes or model.class_count or 0, limit=options.limit)
         images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
-        images = load_clean_images(options.images, size, every=options.every, limit=options.limit, keep=options.work)
+        images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, **how)
     if options.more_images is not None:
-        limit, every = 10 * options.limit, options.every
-        more = load_clean_images(options.more_images, size, every=every, limit=limit, keep=options.work)
+        more = load_clean_images(options.more_images, size, limit=10 * options.limit, keep=options.work, **how)
         images = replace(images, more=more.pixels)
     return images, classes
 

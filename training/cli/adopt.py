@@ -1,4 +1,4 @@
-"""`rws adopt`: a bundle for a classifier that exists, from clean images without labels."""
+"""`rws adopt`: a bundle for a vision model that exists, from clean images without labels."""
 
 from enum import Enum
 from pathlib import Path
@@ -8,7 +8,15 @@ from typer import Argument, Option
 
 from rws.edge.common.extras import require
 
-Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
+
+def _choice(name: str, *values: str) -> type[Enum]:
+    return Enum(name, {value: value for value in values})  # type: ignore[return-value]
+
+
+Target = _choice("Target", "auto", "output", "shallow")
+TaskOption = _choice("TaskOption", "classify", "multilabel", "detect", "segment", "raw")
+HeadOption = _choice("HeadOption", "fastestdet", "yolov5", "yolov8", "yolox", "nms")
+FitOption = _choice("FitOption", "crop", "stretch", "letterbox")
 
 
 def adopt(
@@ -19,7 +27,7 @@ def adopt(
     out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("bundle"),
     recipe: Annotated[Path | None, Option(help="A .toml file with settings of the training.")] = None,
     size: Annotated[
-        int | None, Option(min=8, help="Side of the model's input in pixels, if the model does not say.")
+        str | None, Option(help="Pixels of the model's input if the model does not say: a side, or HEIGHTxWIDTH.")
     ] = None,
     work: Annotated[Path, Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
         "runs/adopt"
@@ -29,7 +37,19 @@ def adopt(
     labels: Annotated[
         bool, Option("--labels", help="IMAGES is <class>/<image>; measure accuracy instead of agreement.")
     ] = False,
-    names: Annotated[Path | None, Option(help="Class names in the order of the logits, one per line.")] = None,
+    names: Annotated[
+        Path | None,
+        Option(help="Class names in the order of the outputs: one per line, JSON, or data.yaml."),
+    ] = None,
+    task: Annotated[TaskOption | None, Option(help="What the outputs mean, if the model does not say.")] = None,  # type: ignore[valid-type]
+    head: Annotated[HeadOption | None, Option(help="How a detector's boxes are coded, if it does not say.")] = None,  # type: ignore[valid-type]
+    output: Annotated[
+        list[str] | None, Option(help="An output (or any value of the graph) to read; repeatable. Default: what fits.")
+    ] = None,
+    fit: Annotated[
+        FitOption | None,  # type: ignore[valid-type]
+        Option(help="How frames become the input's shape. Default: letterbox for detect and segment, else crop."),
+    ] = None,
     layers: Annotated[
         int | None,
         Option(
@@ -45,14 +65,23 @@ def adopt(
     quick: Annotated[
         bool, Option("--quick", help="A first look, in minutes; the full training wins back more.")
     ] = False,
-    mean: Annotated[str, Option(help="The model takes (x * scale - mean) / std, x in 0…1; one number or R,G,B.")] = "0",
-    std: Annotated[str, Option(help="See --mean.")] = "1",
-    scale: Annotated[float, Option(help="See --mean; 255 if the model takes 0…255.")] = 1.0,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Say what is understood of the model and the images, and stop.")
+    ] = False,
+    mean: Annotated[
+        str | None,
+        Option(
+            help="The model takes (x * scale - mean) / std, x in 0…1; one number or one per channel. "
+            "Default of all four: what the images show."
+        ),
+    ] = None,
+    std: Annotated[str | None, Option(help="See --mean.")] = None,
+    scale: Annotated[float | None, Option(help="See --mean; 255 if the model takes 0…255.")] = None,
     bgr: Annotated[bool, Option("--bgr", help="The model takes blue, green, red.")] = False,
     every: Annotated[int, Option(min=1, help="Take every n-th frame of a video.")] = 10,
     limit: Annotated[int, Option(min=1, help="Take at most this many images.")] = 1000,
 ) -> None:
-    """Make a bundle for a classifier that exists: 19 signatures, an oracle and a policy, from clean images.
+    """Make a bundle for a vision model that exists: 19 signatures, an oracle and a policy, from clean images.
 
     The model stays as it is. A hundred images are enough; they should show what the camera will see.
 
@@ -60,18 +89,42 @@ def adopt(
     Examples:
         rws adopt classifier.onnx clean_frames/ --out my_bundle
         rws adopt classifier.onnx clean.mp4 --scale 255 --mean 127 --std 128 --quick
-        rws adopt package.module:factory clean_frames/ --size 224
+        rws adopt detector.onnx clean_frames/ --names data.yaml --dry-run
+        rws adopt package.module:factory clean_frames/ --size 192x320
     """
     with require("train"):
         import torch
 
         from rws.training.adopt.graph import Preprocessing
-        from rws.training.adopt.run import AdoptOptions, numbers, run_adopt
+        from rws.training.adopt.outputs import Wanted
+        from rws.training.adopt.run import AdoptOptions, numbers, run_adopt, side_lengths
         from rws.training.jobs.progress import JobLines
 
     if threads is not None:
         torch.set_num_threads(threads)
-    wanted = Preprocessing(scale, numbers("--mean", mean), numbers("--std", std), bgr)
-    sources = (model, images, wanted, out, work, more_images, names, labels, size, every, limit)
-    goal = None if target is None else target.value
-    run_adopt(AdoptOptions(*sources, recipe, layers, goal, quick), JobLines())
+    preprocessing = None
+    if bgr or (mean, std, scale) != (None, None, None):
+        shift, divisor = numbers("--mean", mean or "0"), numbers("--std", std or "1")
+        preprocessing = Preprocessing(1.0 if scale is None else scale, shift, divisor, bgr)
+    said = [None if choice is None else choice.value for choice in (target, task, head, fit)]
+    options = AdoptOptions(
+        model=model,
+        images=images,
+        preprocessing=preprocessing,
+        wanted=Wanted(said[1], said[2] or "", tuple(output or ())),
+        fit=said[3] or "",
+        out=out,
+        work=work,
+        more_images=more_images,
+        names=names,
+        labels=labels,
+        size=None if size is None else side_lengths(size),
+        every=every,
+        limit=limit,
+        recipe=recipe,
+        layers=layers,
+        target=said[0],
+        quick=quick,
+        dry_run=dry_run,
+    )
+    run_adopt(options, JobLines())

@@ -10,15 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.common.files import os_errors, read_regular
-from rws.edge.common.schema import parse_json
-from rws.edge.preprocess import cover
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
-from rws.errors import FormatError, InputError
+from rws.errors import InputError
 from rws.training.data.images import Images, load_array, load_images, save_array
-
-_LARGEST_NAMES = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,19 @@ class CleanImages:
 
 
 def load_clean_images(
-    source: str, size: int, *, every: int = 1, limit: int | None = None, keep: Path | None = None
+    source: str,
+    size: int | tuple[int, int],
+    *,
+    fit: str = "crop",
+    every: int = 1,
+    limit: int | None = None,
+    keep: Path | None = None,
 ) -> CleanImages:
-    """Load the images of a source, cropped and resized as the device does it with frames.
+    """Load the images of a source, fitted as the device does it with frames.
 
     Args:
+        fit: as in `InputSpec`; for `letterbox` they are cropped: no camera corrupts the grey at the sides.
+        size: side of the images, or height and width, pixels.
         source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
         limit: at most this many. Of image files they are spread over the whole list, of all else they are the first.
@@ -49,11 +53,14 @@ def load_clean_images(
     """
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
+    height, width = (size, size) if isinstance(size, int) else size
+    spec = InputSpec(height, width, "RGB", "NCHW", "uint8", 255, "stretch" if fit == "stretch" else "crop")
     kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
         pixels = load_array(kept)
-        if pixels.shape[2:] != (size, size):
-            raise InputError(f"{kept}: holds images of {pixels.shape[2]} px, expected {size}; remove it")
+        if pixels.shape[2:] != (height, width):
+            found = "x".join(map(str, pixels.shape[2:]))
+            raise InputError(f"{kept}: holds images of {found} px, expected {height}x{width}; remove it")
         return CleanImages(torch.from_numpy(pixels), True)
     with open_source(source, latest=False) as opened:
         if opened.live and limit is None:
@@ -63,7 +70,7 @@ def load_clean_images(
             opened = ImageSource([opened.paths[place] for place in places], opened.name)
         step = 1 if isinstance(opened, ImageSource) else every
         frames = islice(opened, 0, None if limit is None else (limit - 1) * step + 1, step)
-        parts = [cover(frame.image, size, size).transpose(2, 0, 1) for frame in frames]
+        parts = [preprocess(frame.image, spec)[0] for frame in frames]
         live, sequential = opened.live, opened.sequential
     if not parts:
         raise InputError(f"{source}: holds no image")
@@ -74,7 +81,7 @@ def load_clean_images(
 
 
 def load_labelled(
-    source: str, size: int, classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
+    source: str, size: int | tuple[int, int], classes: Sequence[str] | int, *, limit: int | None = None, seed: int = 0
 ) -> Images:
     """Load images from `<class>/<image>` with their labels; at most `limit`, drawn at random with `seed`.
 
@@ -90,23 +97,3 @@ def load_labelled(
     if unknown := [name for name in images.classes if name not in classes]:
         raise InputError(f"{source}: folder {unknown[0]!r} is none of the class names; give those with --names")
     return images.relabelled(classes)
-
-
-def read_names(path: Path) -> list[str]:
-    """Read class names: one per line, or a JSON list, also as the only list of an object; FormatError if neither."""
-    try:
-        with os_errors(path, "read", "give a file of class names", FormatError):
-            text = read_regular(path, _LARGEST_NAMES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 ({error.reason}); save it as that") from error
-    if path.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        names = parse_json(text.encode())
-    except ValueError as error:
-        raise FormatError(f"{path}: not JSON ({error})") from error
-    if isinstance(names, dict):
-        names = next((value for value in names.values() if isinstance(value, list)), None)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(f"{path}: expected a JSON list of class names")
-    return names

@@ -77,7 +77,7 @@ def load_images(
     source: str | Path,
     split: str | None = None,
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     cache: Path | None = None,
     images: int | None = None,
     classes: int | None = None,
@@ -89,7 +89,8 @@ def load_images(
         source: a folder `<class>/<image>`, one that holds `train/` and `test/` (or `val/`) of that form, or the name of
             a torchvision data set, downloaded to `~/.cache/rws/torchvision`, or elsewhere: `cifar10:/my/folder`.
         split: `train` or `test`; None takes `source` itself, and so does `train` without split folders.
-        size: side that every image is resized and centre-cropped to, in pixels; None: all images must agree already.
+        size: side, or height and width, that every image is resized and centre-cropped to, in pixels; None: all images
+            must agree already.
         images: at most this many images, drawn at random with `seed`; the others are not decoded.
         classes: only the first this many classes, in the order of their names.
     Raises InputError if the folder, the split or a class has no readable image, or the sizes differ.
@@ -167,11 +168,11 @@ def split_train_validation(data: Images, validation: int, seed: int) -> tuple[Im
     return data.take(order[validation:].sort().values), data.take(order[:validation])
 
 
-def _load_torchvision(name: str, split: str, root: Path, size: int | None) -> Images:
+def _load_torchvision(name: str, split: str, root: Path, size: int | tuple[int, int] | None) -> Images:
     from rws.edge.onnx.torchvision_compat import torchvision
 
     dataset = getattr(torchvision.datasets, TORCHVISION_DATASETS[name])(root, train=split == "train", download=True)
-    images = dataset.data if size is None else np.stack([cover(image, size, size) for image in dataset.data])
+    images = dataset.data if size is None else np.stack([cover(image, *_sides(size)) for image in dataset.data])
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return Images(pixels, torch.tensor(dataset.targets), tuple(dataset.classes))
 
@@ -222,7 +223,7 @@ def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], l
     return classes, files, [classes.index(row[1]) for row in rows]
 
 
-def _listing(folder: Path, files: list[Path], size: int | None) -> str:
+def _listing(folder: Path, files: list[Path], size: int | tuple[int, int] | None) -> str:
     listing = hashlib.sha256(str(size).encode())
     for path in files:
         status = path.stat()
@@ -230,7 +231,11 @@ def _listing(folder: Path, files: list[Path], size: int | None) -> str:
     return listing.hexdigest()[:20]
 
 
-def _decode(files: list[Path], size: int | None) -> np.ndarray:
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _decode(files: list[Path], size: int | tuple[int, int] | None) -> np.ndarray:
     def read(path: Path) -> np.ndarray:
         try:
             data = np.frombuffer(read_regular(path, _LARGEST), np.uint8)  # OpenCV crashes at a name that is not UTF-8.
@@ -240,7 +245,7 @@ def _decode(files: list[Path], size: int | None) -> np.ndarray:
             raise InputError(f"cannot decode {path} ({why}); repair or remove it") from error
         if image is None:
             raise InputError(f"cannot decode {path}; repair or remove it")
-        image = image if size is None else cover(image, size, size)
+        image = image if size is None else cover(image, *_sides(size))
         return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
     first = read(files[0])

@@ -15,20 +15,30 @@ from rws.errors import InputError
 OPSET = 18
 
 
-def export_onnx(module: nn.Module, size: int, *, output_name: str = "logits", keep: Sequence[str] = ()) -> bytes:
-    """Export with a dynamic batch axis; `image`, float32 (N, 3, size, size), RGB, 0…1 in.
+def export_onnx(
+    module: nn.Module,
+    size: int | tuple[int, int],
+    *,
+    output_name: str = "logits",
+    keep: Sequence[str] = (),
+    channels: int = 3,
+    batch: int | None = None,
+) -> bytes:
+    """Export with a dynamic batch axis, or for a fixed `batch`; `image`, float32 (N, channels, height, width), in.
 
-    `module`: in eval mode, not moved; `keep`: parameters to be initialisers of the graph under their own names.
+    `module`: in eval mode, not moved; `size`: its side, or height and width, pixels; `keep`: parameters to be
+    initialisers of the graph under their own names.
     Raises InputError if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
     module = copy.deepcopy(module).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch has no such stub
-    example = torch.zeros(2, 3, size, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    example = torch.zeros(batch or 2, channels, height, width)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": ["image"], "output_names": [output_name]}
-        shapes = ({0: torch.export.Dim("batch")},)
+        names: dict[str, Any] = {"input_names": ["image"], "output_names": [output_name] if output_name else None}
+        shapes = None if batch else ({0: torch.export.Dim("batch")},)
         program = torch.onnx.export(
             module, (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes, verbose=False, **names
         )

@@ -28,6 +28,7 @@ from rws.edge.faults.harness import Case, Drill, NotHereError, Seen, fault, reac
 from rws.edge.faults.peers import NEVER_READS, HostilePeers, Page
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import Pipeline, Result
+from rws.edge.preprocess import preprocess
 from rws.edge.sinks.background import BackgroundSink
 from rws.edge.sinks.base import Sink
 from rws.edge.sinks.jsonl import JsonlSink
@@ -148,8 +149,9 @@ def _not_a_number(drill: Drill) -> None:
         seen = drill.play(source, reached(8), clock=fake, pipeline=pipeline)
         fresh, _, fake = scripted([("open", ""), *pictures[4:]])
         alone = drill.play(fresh, reached(5), clock=fake)
+        task = drill.pipeline.task
         found, expected = (
-            [(one.result.logits.tolist(), one.result.mix, one.result.belief.joint.tolist()) for one in played]
+            [(task.to_dict(one.result.output), one.result.mix, one.result.belief.joint.tolist()) for one in played]
             for played in (seen[3:], alone)
         )
         drill.say(f"{part}: results of frames {[one.result.index for one in seen]}")
@@ -179,7 +181,7 @@ def _mix_changes(drill: Drill) -> None:
     model = drill.pipeline.model
     names = sorted(drill.bundle.signatures.names)
     rng = np.random.default_rng(0)
-    x = np.ascontiguousarray(scene(*drill.pipeline.input_size).transpose(2, 0, 1), np.float32) / np.float32(255)
+    x = preprocess(scene(drill.pipeline.input.height, drill.pipeline.input.width), drill.pipeline.input)[0]
     reference: dict[str, NDArray[np.float32]] = {}
     wrong = 0
     gc.collect()
@@ -190,10 +192,10 @@ def _mix_changes(drill: Drill) -> None:
         model.apply(mix)
         if number % 100 == 0:
             # The same mix gives the same output, whatever was in effect before.
-            logits = model.predict(x)
+            logits = model.predict(x)[0]
             model.apply({names[number // 100 % len(names)]: 1.0})
             model.apply(mix)
-            wrong += not np.array_equal(model.predict(x), logits)
+            wrong += not np.array_equal(model.predict(x)[0], logits)
             wrong += not np.array_equal(reference.setdefault(json.dumps(mix, sort_keys=True), logits), logits)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     model.reset()

@@ -5,7 +5,6 @@ shared memory; if that is too small, the descriptor of larger memory comes with 
 """
 
 import contextlib
-import gc
 import mmap
 import os
 import resource
@@ -19,6 +18,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.edge.common.resources import return_memory
 from rws.edge.sources.capture.decoding.base import Decoder
 from rws.edge.sources.capture.decoding.camera import CameraDecoder
 from rws.edge.sources.capture.decoding.checks import FROZEN, HALF, FlawCheck, FreezeDetector
@@ -68,7 +68,7 @@ class Worker:
         if self._decoder is not None:
             self._scan = isinstance(self._decoder, StreamDecoder) and self._decoder.malformed
         self._decoder = None
-        gc.collect()  # a decoder that was lost refers to itself through its error, and holds megabytes
+        return_memory()  # a decoder that was lost refers to itself through its error, and holds megabytes
         try:
             decoder = self._decoder = _decoder_of(settings, self._scan)
         except MemoryError:

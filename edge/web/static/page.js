@@ -260,7 +260,7 @@ function speak({ label, confidence, belief }) {
   if (news === $("spoken").dataset.news || performance.now() - spokenAt < 3e3) return;
   spokenAt = performance.now();
   $("spoken").dataset.news = news;
-  $("spoken").textContent = `${label}, ${percent(confidence)}; the oracle sees ${name(belief.type)}`;
+  $("spoken").textContent = `${label}${confidence == null ? "" : `, ${percent(confidence)}`}; the oracle sees ${name(belief.type)}`;
 }
 
 // ---- small parts

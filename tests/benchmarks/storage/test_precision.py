@@ -90,8 +90,8 @@ def test_float_signatures_patch_as_float_weights_do():
     x = rng.random((4, 3, 8, 8), np.float32)
     mixed = OnnxModel(model.SerializeToString(), code.signatures, tuple(clean), threads=1)
     assert mixed.apply(code.mix({"fog": 0.5}))
-    expected = OnnxModel(patched.SerializeToString(), None, tuple(clean), threads=1).predict(x)
-    np.testing.assert_allclose(mixed.predict(x), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    expected = OnnxModel(patched.SerializeToString(), None, tuple(clean), threads=1).predict(x)[0]
+    np.testing.assert_allclose(mixed.predict(x)[0], expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_a_work_folder_of_another_build_is_refused(built, tmp_path):

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +15,7 @@ from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import FILES
 from rws.edge.onnx.graph import clean_tensors, read_model
+from rws.edge.preprocess import InputSpec
 from support.tiny import CORRUPTIONS, make_signatures
 
 
@@ -51,6 +54,28 @@ def shelf(bundle_path, tmp_path):
     return shelf
 
 
+def test_upgrade_rewrites_an_old_bundle_and_says_what_it_did(bundle_path):
+    first = json.loads((bundle_path / "bundle.json").read_text())
+    first |= {"version": 1, "input": {key: first["input"][key] for key in ("height", "width", "colour")}}
+    del first["task"], first["outputs"]
+    (bundle_path / "bundle.json").write_text(json.dumps(first))
+    (bundle_path / "bundle.sig").write_bytes(b"s" * 64)
+    result = rws("bundle", "upgrade", bundle_path)
+    assert (result.exit_code, "is now in version 2" in result.output) == (0, True)
+    assert "signature no longer holds and was removed" in result.output
+    again = rws("bundle", "upgrade", bundle_path)
+    assert (again.exit_code, "is already in version 2 of the format" in again.output) == (0, True)
+    assert "signature" not in again.output
+    refused = rws("bundle", "upgrade", bundle_path.parent)
+    assert (refused.exit_code, "Traceback" in refused.output) == (3, False)
+
+
+def test_inspect_says_what_the_model_takes_and_gives(bundle_path):
+    output = rws("inspect", bundle_path).output
+    assert "classify; reads logits" in output
+    assert "8 x 8 RGB, float32 NCHW to 1, by crop" in output
+
+
 def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shelf, caplog):
     document = json.loads(rws("bundle", "list", bundle_path, shelf, "--json", "-").stdout)
     ships, tiny, good = document["bundles"]
@@ -58,7 +83,7 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert tiny == {
         "name": "tiny",
         "classes": 4,
-        "input": {"height": 8, "width": 8, "colour": "RGB"},
+        "input": asdict(InputSpec(8, 8, "RGB")),
         "signatures": 3,
         "bytes": sum((bundle_path / name).stat().st_size for name in FILES),
         "path": str(bundle_path),
@@ -67,6 +92,15 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert "oracle.onnx" in caplog.text
     shown = rws("bundle", "list", bundle_path).stdout
     assert [word in shown for word in ("tiny", "8 x 8 RGB", "cifar10-vgg16")] == [True] * 3
+
+
+def test_list_names_a_subfolder_that_cannot_be_read(shelf, caplog):
+    (shelf / "loop").symlink_to("loop")
+    (shelf / "file").write_bytes(b"x")
+    document = json.loads(rws("bundle", "list", shelf, "--json", "-").stdout)
+    assert [Path(bundle["path"]).name for bundle in document["bundles"][1:]] == ["good"]
+    assert f"{shelf / 'loop'}: cannot be read (Too many levels of symbolic links)" in caplog.text
+    assert "file" not in caplog.text.replace(str(shelf), "")
 
 
 def test_list_refuses_a_folder_without_bundles(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from rws.edge.bundle.edit import write_bundle
-from rws.edge.preprocess import preprocess
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.sources.open import open_source
 from support.fakes import write_images
 from support.tiny import bundle_parts, failing_oracle
@@ -21,7 +21,7 @@ def test_it_lists_each_image(rws, tiny_bundle, tmp_path):
     assert [row["file"] for row in rows] == [str(path) for path in expected]
     assert all(row.keys() == {"file", "corruption", "probability", "severity"} for row in rows)
     (frame,) = open_source(tmp_path / "single.png")
-    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
+    belief = tiny_bundle.oracle().observe(preprocess(frame.image, InputSpec(8, 8, "RGB"))[0])
     assert rows[0]["corruption"] == belief.type
     assert rows[0]["probability"] == pytest.approx(belief.probability.max(), abs=1e-4)
     assert 0 <= rows[0]["severity"] <= 5

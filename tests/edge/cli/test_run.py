@@ -1,4 +1,5 @@
 import csv
+import gc
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from rws.cli import app
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.cli.results import describe_belief, image_block, image_line
@@ -29,7 +31,7 @@ from rws.edge.faults.frames import encode_jpeg, scene
 from rws.edge.faults.servers import MjpegServer
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.pipeline import Pipeline
-from rws.edge.preprocess import preprocess
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.sources.open import open_source
@@ -72,13 +74,13 @@ def test_the_mix_in_a_result_is_the_one_that_was_in_effect(tiny_bundle):
     images = noisy(6, 8, 8)
     with Runtime.from_bundle(tiny_bundle, ModelOptions(threads=1), independent=True) as runtime:
         results = list(runtime.stream(ArraySource(images)))
-        clean = runtime.pipeline.model.predict(preprocess(images[0], 8, 8))
+        clean = runtime.pipeline.model.predict(preprocess(images[0], SPEC)[0])[0]
     reference = tiny_bundle.model(ModelOptions(threads=1))
-    np.testing.assert_array_equal(clean, reference.predict(preprocess(images[0], 8, 8)))
+    np.testing.assert_array_equal(clean, reference.predict(preprocess(images[0], SPEC)[0])[0])
     assert any(result.mix for result in results)
     for image, result in zip(images, results, strict=True):
         reference.apply(result.mix)
-        np.testing.assert_array_equal(result.logits, reference.predict(preprocess(image, 8, 8))[0])
+        np.testing.assert_array_equal(result.logits, reference.predict(preprocess(image, SPEC)[0])[0][0])
 
 
 def test_independent_images_do_not_depend_on_their_order(tiny_bundle):
@@ -164,6 +166,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+SPEC = InputSpec(8, 8, "RGB")
 REFUSED = {
     "missing source": (4, lambda t: ["nowhere.mp4"], "no such file"),
     "not a video": (4, lambda t: [make_text(t / "x.mp4")], "is not a video"),
@@ -282,6 +285,31 @@ def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeyp
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_bundle_loads_ends_the_run_as_a_later_one(rws, tmp_path, monkeypatch, number):
+    def load(*arguments):
+        os.kill(os.getpid(), number)
+        return loaded(*arguments)
+
+    loaded = Bundle.load
+    monkeypatch.setattr(Bundle, "load", load)
+    result = rws("run", "pattern:64x64", "--json", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    assert "stopped by a signal" in result.output
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["stopped"], summary["frames"]) == (True, 0)
+
+
+def test_memory_is_given_back_while_a_run_goes_on(rws, monkeypatch):
+    frozen = []
+    monkeypatch.setattr("rws.edge.cli.session.RETURN_MEMORY_EVERY", 0.0)
+    monkeypatch.setattr("rws.edge.cli.session.return_memory", lambda: frozen.append(gc.get_freeze_count()))
+    assert rws("run", "pattern:64x64", "--limit", "4").exit_code == 0
+    assert len(frozen) >= 3
+    assert min(frozen) > 1000
+    assert gc.get_freeze_count() == 0
+
+
 def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
@@ -314,7 +342,7 @@ def test_a_broken_model_surfaces_and_leaves_no_file(rws, video, tmp_path, monkey
         calls.append(1)
         if len(calls) > 5:
             raise ZeroDivisionError("the model broke")
-        return np.zeros((1, 4), np.float32)
+        return (np.zeros((1, 4), np.float32),)
 
     resets = []
     monkeypatch.setattr(OnnxModel, "predict", predict)
@@ -331,7 +359,7 @@ def test_severity_means_the_same_wherever_it_is_printed_and_written(rws, tiny_bu
     files = ["--jsonl", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv"]
     ran, named = rws("run", image, *files), rws("oracle", image, "--json", tmp_path / "b.json")
     (frame,) = open_source(image)
-    belief = tiny_bundle.oracle().observe(preprocess(frame.image, 8, 8))
+    belief = tiny_bundle.oracle().observe(preprocess(frame.image, SPEC)[0])
     severity = float(belief.severity[belief.names.index(belief.type)])
     assert abs(severity - belief.expected_severity) > 0.1
     assert f"{describe_belief(belief)}  (" in ran.output

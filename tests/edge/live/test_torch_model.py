@@ -81,20 +81,20 @@ def test_importing_the_backend_does_not_import_torch():
 
 def test_patches_reach_the_output_without_recompiling_and_leave_no_trace(model):
     tolerance = 1e-5 if model.provider == "cpu" else 2e-3
-    clean = model.predict(X[0])
+    clean = model.predict(X[0])[0]
     rng = np.random.default_rng(5)
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(20):
             mix = dict(zip(CORRUPTIONS, (rng.integers(-256, 256, 3) / 256).tolist(), strict=True))
             assert model.apply(mix)
-            np.testing.assert_allclose(model.predict(X[0]), expected(mix, X[:1]), atol=tolerance)
+            np.testing.assert_allclose(model.predict(X[0])[0], expected(mix, X[:1]), atol=tolerance)
         model.reset()
-        assert model.predict(X[0]).tobytes() == clean.tobytes()
+        assert model.predict(X[0])[0].tobytes() == clean.tobytes()
 
 
 def test_batches_of_other_sizes_are_patched_too(model):
     model.apply(MIX)
-    np.testing.assert_allclose(model.predict(X), expected(MIX), atol=1e-5 if model.provider == "cpu" else 2e-3)
+    np.testing.assert_allclose(model.predict(X)[0], expected(MIX), atol=1e-5 if model.provider == "cpu" else 2e-3)
     model.reset()
 
 
@@ -127,7 +127,7 @@ def test_the_test_at_load_leaves_the_weights_as_they_were():
 
 def test_a_patch_that_was_interrupted_is_undone(monkeypatch):
     model = make()
-    clean = model.predict(X)
+    clean = model.predict(X)[0]
 
     def interrupt(base, values, factors, out, pieces):
         out[:40] = 7
@@ -136,7 +136,7 @@ def test_a_patch_that_was_interrupted_is_undone(monkeypatch):
     monkeypatch.setattr("rws.edge.live.arena.multiply_add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.apply(MIX)
-    assert model.predict(X).tobytes() == clean.tobytes()
+    assert model.predict(X)[0].tobytes() == clean.tobytes()
 
 
 class Keeping(nn.Module):
@@ -155,11 +155,22 @@ class Keeping(nn.Module):
         return functional_call(self.layers, weights, x)
 
 
+class Giving(nn.Module):
+    """A convolution whose features become what `give` makes of them."""
+
+    def __init__(self, give):
+        super().__init__()
+        self.features, self.give = nn.Conv2d(3, 4, 8), give
+
+    def forward(self, x):
+        return self.give(self.features(x))
+
+
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("names", [NAMES, NAMES[2:3]], ids=len)
 def test_a_module_that_keeps_a_weight_a_second_time_is_refused(copied, names):
     parameters = {name: f"layers.{name}" for name in names}
-    with pytest.raises(BundleError, match=r"reach its logits.*neither frozen nor kept a second time"):
+    with pytest.raises(BundleError, match=r"reach its outputs.*neither frozen nor kept a second time"):
         TorchModel(Keeping(copied), None, names, parameters, SHAPE)
 
 
@@ -183,11 +194,23 @@ def test_what_is_unavailable_is_refused(options, message):
         make(**options)
 
 
-def test_a_module_that_cannot_take_the_image_or_gives_no_logits_is_refused():
-    with pytest.raises(BundleError, match=r"cannot turn float32 \(1, 3, 8, 9\) into logits .*; give its image_shape"):
+def test_a_module_that_cannot_take_the_image_or_gives_no_tensor_is_refused():
+    with pytest.raises(BundleError, match=r"cannot turn float32 \(1, 3, 8, 9\) into tensors .*; give its image_shape"):
         TorchModel(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, 2)), None, ["0.bias"], None, (3, 8, 9))
-    with pytest.raises(BundleError, match=r"gives \(1, 4, 1, 1\) for one image, expected logits"):
-        TorchModel(nn.Conv2d(3, 4, 8), None, ["bias"], None, SHAPE)
+    with pytest.raises(BundleError, match=r"into tensors .*wrap it"):
+        TorchModel(Giving(lambda features: 3), None, ["features.bias"], None, SHAPE)
+
+
+def test_a_module_may_give_several_tensors():
+    def give(features):
+        return [features, (100 * features.mean((2, 3))).to(torch.uint8), features.flatten(1).half()]
+
+    model = TorchModel(Giving(give), None, ["features.bias"], None, SHAPE, "cpu")
+    maps, counts, halves = model.predict(X)
+    assert (maps.shape, maps.dtype) == ((len(X), 4, 1, 1), np.float32)
+    assert (counts.shape, counts.dtype) == ((len(X), 4), np.uint8)
+    assert (halves.shape, halves.dtype) == ((len(X), 4), np.float32)
+    np.testing.assert_allclose(halves, maps.reshape(len(X), -1), atol=1e-2)
 
 
 @pytest.mark.parametrize("shape", [[-1, 6], [0, -1], [0, 6]])
@@ -204,4 +227,4 @@ def test_a_converted_reshape_has_its_shape_in_numbers(shape):
     other = OnnxModel(proto.SerializeToString(), signatures, names, threads=1)
     for each in (model, other):
         each.apply(MIX)
-    np.testing.assert_allclose(model.predict(X), other.predict(X), atol=1e-4)
+    np.testing.assert_allclose(model.predict(X)[0], other.predict(X)[0], atol=1e-4)

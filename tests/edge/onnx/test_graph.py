@@ -10,10 +10,10 @@ from rws.edge.onnx.graph import (
     clean_tensors,
     data_input,
     fold_batchnorm,
-    output_shape,
     prepare,
     read_model,
     shallow_tensors,
+    value_shape,
     weights_to_inputs,
 )
 from rws.errors import BundleError
@@ -152,14 +152,49 @@ class TestPreparing:
         assert "BatchNormalization" not in operators(ready)
         assert_same_function(model, ready)
 
-    def test_what_convolutions_share_is_split(self):
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_what_convolutions_share_stays_shared(self, bias):
+        tensors = ["w", "b"] if bias else ["w"]
         nodes = [
-            helper.make_node("Conv", ["x", "w", "b"], ["a"], pads=[1, 1, 1, 1]),
-            helper.make_node("Conv", ["a", "w", "b"], ["y"]),
+            helper.make_node("Conv", ["x", *tensors], ["a"], pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["a", *tensors], ["y"]),
         ]
-        model = model_of(nodes, [tensor("w", 3, 3, 3, 3), tensor("b", 3)])
+        model = model_of(nodes, [tensor("w", 3, 3, 3, 3), *([tensor("b", 3)] if bias else [])])
         ready = prepare(model)
-        assert len(set(shallow_tensors(ready, 2))) == 4
+        assert shallow_tensors(ready, 1) == shallow_tensors(ready, 2) == ("w", "b" if bias else "w.bias")
+        assert_same_function(model, ready)
+
+    @pytest.mark.parametrize("reader", ["Conv", "Mul"])
+    def test_a_bias_that_others_read_is_copied(self, reader):
+        other = helper.make_node("Conv", ["a", "v", "b"], ["y"])
+        if reader == "Mul":
+            other = helper.make_node("Mul", ["a", "b"], ["y"])
+        nodes = [helper.make_node("Conv", ["x", "w", "b"], ["a"], pads=[1, 1, 1, 1]), other]
+        model = model_of(nodes, [tensor("w", 3, 3, 3, 3), tensor("v", 3, 3, 1, 1), tensor("b", 3, 1, 1)])
+        if reader == "Conv":
+            model.graph.initializer[2].CopyFrom(tensor("b", 3))
+        else:
+            model.graph.initializer.append(tensor("own", 3))
+            model.graph.node[0].input[2] = "own"
+            model.graph.node[1].input[1] = "w1"
+            model.graph.initializer.append(tensor("w1", 3, 1, 1))
+        ready = prepare(model)
+        assert_same_function(model, ready)
+        names = shallow_tensors(ready, 2 if reader == "Conv" else 1)
+        assert len(set(names)) == len(names)
+
+    def test_a_siamese_batchnorm_is_folded_once(self):
+        nodes = []
+        for branch in "ab":
+            nodes += [
+                helper.make_node("Neg", ["x"], ["xb"]) if branch == "b" else helper.make_node("Abs", ["x"], ["xa"]),
+                helper.make_node("Conv", [f"x{branch}", "w"], [f"c{branch}"]),
+                batchnorm("n", f"c{branch}", f"y{branch}"),
+            ]
+        nodes.append(helper.make_node("Sub", ["ya", "yb"], ["y"]))
+        model = model_of(nodes, [tensor("w", 4, 3, 3, 3), *batchnorm_tensors("n", 4)])
+        ready = prepare(model)
+        assert len(shallow_tensors(ready, 2)) == 2
         assert_same_function(model, ready)
 
     def test_a_ready_model_is_unchanged(self):
@@ -179,7 +214,9 @@ class TestShallowTensors:
             shallow_tensors(network(3, 4, seed=0), count)
 
     def test_a_convolution_that_is_not_ready(self):
-        with pytest.raises(BundleError, match=r"'c1' shares its weight or bias, or has none; call prepare\(\)"):
+        with pytest.raises(
+            BundleError, match=r"'c1' shares only its weight or its bias, or has none; call prepare\(\)"
+        ):
             shallow_tensors(plain(bias=False), 1)
 
 
@@ -206,17 +243,24 @@ class TestCleanTensors:
 
 def test_input_and_output():
     model = network(1, 4, seed=0)
-    assert data_input(model) == ("image", (None, 3, 8, 8))
-    assert output_shape(model) == (None, 4)
+    assert data_input(model) == ("image", (None, 3, 8, 8), "float32")
+    assert value_shape(model.graph.output[0]) == (None, 4)
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     with pytest.raises(BundleError, match="inputs 'image, mask', expected one"):
         data_input(model)
 
 
+@pytest.mark.parametrize("length", [-1, 0])
+def test_a_free_length_may_be_written_as_a_number(length):
+    model = network(1, 4, seed=0)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = length
+    assert data_input(model).shape == (None, 3, 8, 8)
+
+
 def test_weights_become_inputs_even_if_they_are_listed_as_such():
     model = network(1, 4, seed=0)
     model.graph.input.append(helper.make_tensor_value_info("features.0.bias", TensorProto.FLOAT, [6]))
-    assert data_input(model)[0] == "image"
+    assert data_input(model).name == "image"
     opened = weights_to_inputs(model, ["features.0.bias"])
     assert [value.name for value in opened.graph.input] == ["image", "features.0.bias"]
     assert "features.0.bias" not in {tensor.name for tensor in opened.graph.initializer}

@@ -252,6 +252,15 @@ def test_a_stream_of_jpegs_plays_whatever_delimits_its_parts(kind):
         assert source.reconnects <= 1
 
 
+def test_parts_that_are_announced_far_too_long_have_a_reason_and_are_read_at_the_next_attempt(caplog):
+    def answer(handler):
+        send_parts(handler, "multipart/x-mixed-replace; boundary=b", lambda n, jpeg: part(jpeg, length=10**8))
+
+    with http_camera(answer) as camera, open_source(f"{camera.url}/video", retries=1) as source:
+        assert (len(list(islice(source, 5))), source.reconnects) == (5, 1)
+    assert "sends no part of the length that it announces; reconnecting" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["boundary=--b", 'boundary="b"', "charset=x; boundary=b", ""])
 def test_a_boundary_may_be_announced_in_any_way(kind):
     with http_camera(

@@ -1,12 +1,10 @@
-import os
-
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from rws.errors import FormatError, InputError
-from rws.training.data.clean_images import load_clean_images, load_labelled, read_names
+from rws.training.data.clean_images import load_clean_images, load_labelled
 from support.command_line import CLASSES
 
 
@@ -48,37 +46,6 @@ def test_labels_are_places_in_the_models_classes(image_folder):
         load_labelled(str(image_folder / "train"), 32, 1000)
     with pytest.raises(InputError, match="none of the class names"):
         load_labelled(str(image_folder / "train"), 32, ["cat"])
-
-
-def test_names_are_lines_or_json(tmp_path):
-    (tmp_path / "a.txt").write_text("cat\ndog\n\n")
-    (tmp_path / "b.json").write_text('{"note": "x", "names": ["cat", "dog"]}')
-    assert read_names(tmp_path / "a.txt") == read_names(tmp_path / "b.json") == ["cat", "dog"]
-    (tmp_path / "d.txt").write_text("cat\ndog", encoding="utf-8-sig")
-    assert read_names(tmp_path / "d.txt") == ["cat", "dog"]
-    (tmp_path / "e.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(FormatError, match="UTF-8"):
-        read_names(tmp_path / "e.txt")
-    (tmp_path / "c.json").write_text("3")
-    with pytest.raises(ValueError, match="JSON list"):
-        read_names(tmp_path / "c.json")
-
-
-def test_a_file_of_names_from_outside_is_one_line(tmp_path):
-    os.mkfifo(tmp_path / "pipe.txt")
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "digits.json").write_text("[" + "9" * 5000 + "]")
-    (tmp_path / "cut.json").write_text('["cat", "do')
-    found = {
-        "pipe.txt": "cannot be read .not a regular file",
-        "none.txt": "cannot be read .No such file",
-        "deep.json": "not JSON .nested more than",
-        "digits.json": "not JSON .a number of 5000 characters",
-        "cut.json": "not JSON",
-    }
-    for name, message in found.items():
-        with pytest.raises(FormatError, match=message):
-            read_names(tmp_path / name)
 
 
 def test_kept_frames_that_are_damaged_are_named(tmp_path):

@@ -69,7 +69,7 @@ def test_the_evaluator_agrees_with_the_model_frame_by_frame(bundle, splits):
     for index, mix in enumerate(mixes):
         model.apply(mix)
         x = frames.pixels[index : index + 1].numpy() / np.float32(255)
-        alone.append(int(model.predict(x.astype(np.float32)).argmax()) == frames.labels[index])
+        alone.append(int(model.predict(x.astype(np.float32))[0].argmax()) == frames.labels[index])
     evaluator = Evaluator(model, frames)
     for _ in range(2):  # the second time from memory
         np.testing.assert_array_equal(evaluator.right(mixes), alone)
@@ -103,8 +103,8 @@ def test_each_image_is_classified_under_its_own_mix(bundle, splits):
     found, reversed_ = classify(model, pixels, mixes), classify(model, pixels, mixes, shown)
     for place, mix in enumerate(mixes):
         model.apply(mix)
-        assert found[place] == model.predict(x[place]).argmax()
-        assert reversed_[place] == model.predict(x[shown[place]]).argmax()
+        assert found[place] == model.predict(x[place])[0].argmax()
+        assert reversed_[place] == model.predict(x[shown[place]])[0].argmax()
 
 
 def test_a_frame_runs_once_under_each_mix(bundle, splits):

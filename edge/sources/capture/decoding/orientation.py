@@ -14,7 +14,11 @@ _MATRIX = "DISPLAYMATRIX"
 
 def upright(image: NDArray[np.uint8], frame: "VideoFrame") -> NDArray[np.uint8]:
     """Return pixels (H, W, 3) as the display matrix of their frame says: mirrored, and turned to the nearest 90°."""
-    data: Any = frame.side_data.get(_MATRIX)
+    from av.sidedata.sidedata import SideDataContainer
+
+    # `frame.side_data` would make frame and container refer to each other: a hundred frames would wait for the garbage
+    # collector, which counts objects and not their megabytes.
+    data: Any = SideDataContainer(frame).get(_MATRIX)  # type: ignore[call-arg]  # its stub has no constructor
     if data is None:
         return image
     # Row vectors, 16.16 fixed point: x' = a·x + c·y, y' = b·x + d·y.

@@ -130,10 +130,10 @@ class StreamDecoder(Decoder):
         try:
             yield from self._container.demux(self._stream)
         except (self._av.error.FFmpegError, OSError) as error:
-            self.malformed = (
-                isinstance(error, self._av.error.InvalidDataError) and self._container.format.name == "mpjpeg"
-            )
-            raise SourceError(why(error, LONGEST_SILENCE)) from error
+            parts, late = self._container.format.name == "mpjpeg", isinstance(error, self._av.error.ExitError)
+            self.malformed = parts and (late or isinstance(error, self._av.error.InvalidDataError))
+            reason = "sends no part of the length that it announces" if parts and late else why(error, LONGEST_SILENCE)
+            raise SourceError(reason) from error
 
     def _declared_length(self) -> int | None:
         if self._stream.frames:

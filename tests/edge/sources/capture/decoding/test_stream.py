@@ -1,9 +1,11 @@
 """Decoding from real streams on loopback, and the reader that keeps a slow decoder from lagging."""
 
+import gc
 import itertools
 import time
 from types import SimpleNamespace
 
+import av
 import pytest
 
 from rws.edge.faults.frames import encode_jpeg, read_stamp, scene, stamped
@@ -47,6 +49,21 @@ def test_cameras_with_unusual_ends_of_jpeg_are_trusted(spoil):
         assert None not in stamps
         assert source.rejected == 0
     finally:
+        server.close()
+
+
+def test_frames_are_freed_without_the_garbage_collector():
+    server = MjpegServer(jpeg, 200.0)
+    gc.collect()
+    gc.disable()
+    try:
+        settings = CaptureSettings(server.url, "network", "camera")
+        decoder = StreamDecoder(open_container(settings, 10.0), settings)
+        assert len(list(itertools.islice(decoder, 20))) == 20
+        assert sum(isinstance(found, av.VideoFrame) for found in gc.get_objects()) <= 2
+        decoder.close()
+    finally:
+        gc.enable()
         server.close()
 
 
