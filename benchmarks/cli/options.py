@@ -19,10 +19,10 @@ Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everyth
 
 
 def open_bundle(folder: Path | None) -> "Bundle":
-    """Load a bundle, the bundled default for None."""
+    """Load a classifier's bundle, the bundled default for None."""
     from rws.edge.bundle.bundle import Bundle
 
-    return Bundle.load(folder)
+    return Bundle.load_classifier(folder)
 
 
 def save(

@@ -1,4 +1,4 @@
-"""`rws bench zoo` and `rws bench zoo-curve`."""
+"""`rws bench zoo`, `rws bench zoo-curve` and `rws bench models`."""
 
 import json
 from pathlib import Path
@@ -94,3 +94,32 @@ def zoo_curve(
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
     save(report, "zoo-curve/1", result)
+
+
+def models(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="torchvision/NAME, torchvision/NAME@dynamo, timm/NAME, zoo/NAME or .onnx files. Default: 26 of them."
+        ),
+    ] = None,
+    images: Annotated[str, typer.Option(help="Photographs that tell a model's preprocessing. Default: none.")] = "",
+    work: Annotated[Path, typer.Option(help="Folder for exported models.")] = Path("runs/models"),
+    seed: Seed = 0,
+    report: JsonOption = None,
+) -> None:
+    """Try whether models can be adopted: what is understood, patches that are exact, and torch's answers and gradients.
+
+    \b
+    Example:
+        rws bench models torchvision/resnet18 detector.onnx --images photographs/ --json models.json
+    """
+    with require("bench"):
+        from rws.benchmarks.common.tables import Record
+        from rws.benchmarks.zoo.models import DEFAULT, measure_models
+
+    def keep(rows: list[Record]) -> None:
+        save(report, "models/1", {"rows": rows}, images or None, seed=seed, threads=1)
+
+    work.mkdir(parents=True, exist_ok=True)
+    measure_models(model or DEFAULT, images, seed, work, say, keep)

@@ -44,7 +44,7 @@ def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
     """Load `vgg16:224`, `path/to/any.onnx`, …, the bundle first; InputError or BundleError if one is unfit."""
-    found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
+    found = [load_model(Bundle.load_classifier(bundle))] if bundle is not None or not specs else []
     for spec in specs:
         if spec.endswith(".onnx"):
             found.append(load_model(spec, layers=layers, seed=seed))

@@ -105,6 +105,7 @@ _LITE = ImportOptions(preprocessing=Preprocessing(scale=255, mean=(127,), std=(1
 ZOO: Mapping[str, tuple[Callable[[Path | None], bytes], ImportOptions]] = {
     "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
+    "efficientnet_lite2": (partial(_efficientnet_lite, 2, 260), _LITE),
     "vgg16": (lambda _: load_model(str(DEFAULT_BUNDLE / MODEL)), ImportOptions(preprocessing=Preprocessing())),
     "fastestdet": (lambda file: load_model(str(file)), ImportOptions(None, Preprocessing(bgr=True), fit="stretch")),
 }

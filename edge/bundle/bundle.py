@@ -76,6 +76,16 @@ class Bundle:
         bundle.filter()
         return bundle
 
+    @classmethod
+    def load_classifier(cls, path: str | Path | None = None) -> "Bundle":
+        """Load a bundle as `load` does; BundleError unless it classifies the images that its oracle sees."""
+        bundle = cls.load(path)
+        about = bundle.manifest
+        if about.task.name != "classify" or about.input != about.input.view:
+            found = f"has the task {about.task.name} and takes {about.input}"
+            raise BundleError(f"{bundle.path}: {found}; this command needs a classifier of RGB images, float32, 0…1")
+        return bundle
+
     def read(self, name: str) -> bytes:
         """Return one of the bundle's `FILES`; after `release` it is read again, and a BundleError if it has changed."""
         return self._contents.get(name) or read_file(self.path / name, self.manifest.files[name])

@@ -154,7 +154,8 @@ class Summary:
         if agreement := self.agreement:
             rates = "unpatched {unpatched:.1f} %, patched {patched:.1f} %".format(**agreement)
             head.append(f"\nagreement with the clean model on the clean frame: {rates}")
-        parts = [head, _counts("classes", totals.classes), _counts("corruptions", totals.corruptions)]
+        counted = {"classes": totals.classes, "corruptions": totals.corruptions}
+        parts = [head, *(_counts(title, counts) for title, counts in counted.items() if counts)]
         return Group(*parts, *([self._table()] if timings else []))
 
     def _table(self) -> Table:

@@ -41,7 +41,7 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     try:
         data = model if isinstance(model, bytes) else read_regular(model, _LARGEST)
         if kind := other_kind(data):
-            raise BundleError(f"{source}: {kind}")
+            raise BundleError(f"{source}: {kind}")  # noqa: TRY301
         proto = onnx.load_model_from_string(data)
         if not isinstance(model, bytes):
             _load_neighbours(proto, Path(model).parent)

@@ -7,6 +7,8 @@ constants alone is computed here, once.
 import inspect
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from operator import getitem
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,7 +24,7 @@ with require("torch"):
     from torch import Tensor, fx, nn
 
     from rws.edge.onnx import torch_layers  # noqa: F401  # adds to the table
-    from rws.edge.onnx.torch_operators import DTYPES, IDLE, OPERATORS, Operator
+    from rws.edge.onnx.torch_operators import DTYPES, IDLE, Operator, find
 
 _DOMAINS = ("", "ai.onnx")
 _OLDEST = 7  # opset: before, operators broadcast by an attribute
@@ -45,7 +47,9 @@ class TorchGraph(nn.Module):
         try:
             return self.body(*inputs)  # type: ignore[no-any-return]
         except _FAULTS:
-            _Explaining(self.body).run(*inputs)
+            explaining = _Explaining(self.body)
+            explaining.extra_traceback = False  # or it writes the node's code into the message
+            explaining.run(*inputs)
             raise
 
 
@@ -77,14 +81,11 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[TorchGraph
     if opset < _OLDEST:
         raise OperatorError(f"model: of opset {opset}, expected {_OLDEST} or later; export it again")
     kinds = {f"{node.domain}.{node.op_type}".removeprefix("ai.onnx").lstrip("."): node for node in model.graph.node}
-    if unknown := sorted(kind for kind, node in kinds.items() if _find(node, opset) is None):
+    if unknown := sorted(
+        kind for kind, node in kinds.items() if node.domain not in _DOMAINS or not find(node.op_type, opset)
+    ):
         raise OperatorError(f"model: torch has no counterpart of {', '.join(unknown)}; export the model without it")
     return _Builder(model.graph, tensors, opset).build()
-
-
-def _find(node: onnx.NodeProto, opset: int) -> Operator | None:
-    forms = OPERATORS.get(node.op_type, []) if node.domain in _DOMAINS else []
-    return max((form for form in forms if form.since <= opset), key=lambda form: form.since, default=None)
 
 
 class _Builder:
@@ -97,29 +98,20 @@ class _Builder:
     def __init__(self, graph: onnx.GraphProto, tensors: Sequence[str], opset: int) -> None:
         self.source, self.opset = graph, opset
         self.graph, self.root = fx.Graph(), nn.Module()
-        self.values: dict[str, Any] = {"": None}
-        self.numbers: set[fx.Node] = set()
+        self.numbers: set[Any] = set()
         self.kept: dict[int, fx.Node] = {}
-        self.parameters: dict[str, str] = {}
-        named = set(tensors)
-        for tensor in graph.initializer:
-            value = _tensor(tensor)
-            if tensor.name in named:
-                if value.dtype != torch.float32:
-                    raise BundleError(f"model: tensor {tensor.name!r} is {value.dtype}, expected torch.float32")
-                self.parameters[tensor.name] = self._free(tensor.name)
-                self.root.register_parameter(self.parameters[tensor.name], nn.Parameter(value))
-                self.values[tensor.name] = None  # its node comes after those of the inputs
-            else:
-                self.values[tensor.name] = value
-        if missing := sorted(named - set(self.parameters)):
-            raise BundleError(f"model: tensor {missing[0]!r} is no initializer of it; name those that it has")
+        self.values: dict[str, Any] = {"": None} | {tensor.name: _tensor(tensor) for tensor in graph.initializer}
         inputs = [value.name for value in graph.input if value.name not in self.values]
-        for index, name in enumerate(inputs):
-            self.values[name] = self.graph.placeholder(f"input{index}")
+        self.values |= {name: self.graph.placeholder(f"input{index}") for index, name in enumerate(inputs)}
         self.like = self.values[inputs[0]] if inputs else None
-        for name, attribute in self.parameters.items():
-            self.values[name] = self.graph.get_attr(attribute)
+        self.parameters: dict[str, str] = {}
+        for name in tensors:
+            value = self.values.get(name)
+            if not isinstance(value, Tensor) or value.dtype != torch.float32:
+                raise BundleError(f"model: {name!r} is not a float32 initializer; name one that it has")
+            self.parameters[name] = re.sub(r"\W", "_", f"p{len(self.parameters)}_{name}")
+            self.root.register_parameter(self.parameters[name], nn.Parameter(value))
+            self.values[name] = self.graph.get_attr(self.parameters[name])
 
     def build(self) -> tuple[TorchGraph, dict[str, str]]:
         """Convert all nodes; see `to_torch`."""
@@ -128,115 +120,95 @@ class _Builder:
             try:
                 self._convert(node, where)
             except _FAULTS as error:
-                if isinstance(error, BundleError):
-                    raise
                 _refuse(where, error)
-        for name, attribute in self.parameters.items():
-            if not self.values[name].users:
-                raise BundleError(f"model: no node reads the tensor {name!r}; name another")
+        if unread := [name for name in self.parameters if not self.values[name].users]:
+            raise BundleError(f"model: no node reads the tensor {unread[0]!r}; name another")
         self.graph.output(tuple(self._output(value) for value in self.source.output))
         self.graph.eliminate_dead_code()
         body = fx.GraphModule(self.root, self.graph)
         return TorchGraph(body), {name: f"body.{attribute}" for name, attribute in self.parameters.items()}
 
     def _convert(self, node: onnx.NodeProto, where: str) -> None:
-        operator = _find(node, self.opset)
-        assert operator is not None
+        operator = find(node.op_type, self.opset)
         inputs = [self.values[name] for name in node.input]
         while inputs and inputs[-1] is None:
             inputs.pop()
         attributes = {found.name: _attribute(found) for found in node.attribute}
-        if not any(isinstance(value, fx.Node) for value in inputs):
-            result = self._fold(operator, node, inputs, attributes)
-        elif function := self._numeric(node, inputs, attributes):
-            arguments = [_list(value) for value in inputs]
-            if operator.many:
-                attributes["outputs"] = len(node.output)
-            result = self._call(function, arguments, _plain(attributes), where)
+        fixed = not any(isinstance(value, fx.Node) for value in inputs)
+        how = _fitting(operator.function, attributes, len(node.output), torch.empty(0) if fixed else self.like)
+        if fixed:
+            arguments = [_list(value) if place in operator.host else value for place, value in enumerate(inputs)]
+            with torch.no_grad():
+                result = operator.function(*arguments, **how)
+            result = result if operator.many else torch.as_tensor(result)
+        elif function := self._numeric(node, operator, inputs, attributes):
+            how = {name: _list(value) for name, value in attributes.items()}
+            how |= {"outputs": len(node.output)} if operator.many else {}
+            result = self._call(function, [_list(value) for value in inputs], how, where)
             self.numbers.add(result)
         else:
             arguments = [self._argument(operator, place, value) for place, value in enumerate(inputs)]
-            how = _fitting(operator.function, node, attributes, self.like)
-            how = {name: self._keep(value) if isinstance(value, Tensor) else value for name, value in how.items()}
-            _bind(operator.function, arguments, how)
+            how = {name: self._keep(value) for name, value in how.items()}
             result = self._call(operator.function, arguments, how, where)
-            if node.op_type in ("Shape", "Size"):
-                self.numbers.add(result)
-        self._name(node, operator, result)
+            self.numbers |= {result} if node.op_type in ("Shape", "Size") else set()
+        if not operator.many and any(node.output[1:]):
+            raise NotImplementedError("more outputs than the first")
+        for index, name in enumerate(node.output if operator.many else node.output[:1]):
+            part = result
+            if operator.many:
+                part = result[index] if fixed else self.graph.call_function(getitem, (result, index))
+                self.numbers |= {part} if result in self.numbers else set()
+            self.values |= {name: part} if name else {}
 
-    def _fold(self, operator: Operator, node: onnx.NodeProto, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-        arguments = [_list(value) if place in operator.host else value for place, value in enumerate(inputs)]
-        with torch.no_grad():
-            result = operator.function(*arguments, **_fitting(operator.function, node, attributes, torch.empty(0)))
-        return result if operator.many else torch.as_tensor(result)
-
-    def _name(self, node: onnx.NodeProto, operator: Operator, result: Any) -> None:
-        if not operator.many:
-            if any(node.output[1:]):
-                raise NotImplementedError("more outputs than the first")
-            self.values[node.output[0]] = result
-            return
-        for index, name in enumerate(node.output):
-            value = result[index] if isinstance(result, tuple) else self.graph.call_function(_item, (result, index))
-            if result in self.numbers if isinstance(result, fx.Node) else False:
-                self.numbers.add(value)
-            if name:
-                self.values[name] = value
-
-    def _numeric(self, node: onnx.NodeProto, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-        """Return the function on numbers for this node if that is what it is about, or None."""
-        operator, function = _find(node, self.opset), NUMBERS.get(node.op_type)
-        data = [value for place, value in enumerate(inputs) if operator and place not in operator.host]
+    def _numeric(self, node: onnx.NodeProto, operator: Operator, inputs: list[Any], attributes: dict[str, Any]) -> Any:
+        """Return the function on numbers for this node if it computes with them alone, or None."""
+        function = NUMBERS.get(node.op_type)
         if node.op_type == "ConstantOfShape":
-            # A list of so many numbers as a shape has: all others are tensors that may be large.
+            # A list as long as a shape: all others are tensors that may be large.
             return function if getattr(inputs[0], "target", None) is NUMBERS["Shape"] else None
+        data = [value for place, value in enumerate(inputs) if place not in operator.host]
         if function is None or not any(value in self.numbers for value in data if isinstance(value, fx.Node)):
             return None
         for value in inputs:
             if value not in self.numbers if isinstance(value, fx.Node) else value is None or value.numel() > _SHORT:
                 return None
-        found = inspect.signature(function).bind(*inputs, **_plain(attributes)).arguments
+        try:
+            found = inspect.signature(function).bind(*inputs, **attributes).arguments
+        except TypeError:
+            return None
         first = all(_list(found.get(name, 0)) in (0, -1, [0], [-1]) for name in ("axis", "axes"))
         return function if first else None
 
     def _argument(self, operator: Operator, place: int, value: Any) -> Any:
-        number = value in self.numbers if isinstance(value, fx.Node) else False
+        number = isinstance(value, fx.Node) and value in self.numbers
         if place in operator.host:
-            if isinstance(value, fx.Node) and not number:
-                return self.graph.call_function(_list, (value,))
-            return _list(value)
-        if place in operator.scalars and (number or (isinstance(value, Tensor) and value.dim() == 0)):
-            return self.graph.call_function(_scalar, (value, self.like)) if number else value.item()
+            given = isinstance(value, fx.Node) and not number
+            return self.graph.call_function(_list, (value,)) if given else _list(value)
         if number:
             return self.graph.call_function(_as_tensor, (value, self.like))
-        return self._keep(value) if isinstance(value, Tensor) else value
+        if place in operator.scalars and isinstance(value, Tensor) and value.dim() == 0:
+            return value.item()
+        return self._keep(value)
 
     def _call(self, function: Any, arguments: list[Any], how: dict[str, Any], where: str) -> fx.Node:
+        with suppress(ValueError):  # a builtin has no signature
+            inspect.signature(function).bind(*arguments, **how)
         node = self.graph.call_function(function, tuple(arguments), how)
         node.meta["onnx"] = where
         return node
 
-    def _keep(self, value: Tensor) -> fx.Node:
-        """Return the node of a constant, which becomes a buffer."""
+    def _keep(self, value: Any) -> Any:
+        """Return the node of a tensor, which becomes a buffer; and anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
         if id(value) not in self.kept:
-            name = next((name for name, other in self.values.items() if other is value), "constant")
-            attribute = self._free(name)
-            self.root.register_buffer(attribute, value)
-            self.kept[id(value)] = self.graph.get_attr(attribute)
+            name = f"constant{len(self.kept)}"
+            self.root.register_buffer(name, value)
+            self.kept[id(value)] = self.graph.get_attr(name)
         return self.kept[id(value)]
 
-    def _free(self, name: str) -> str:
-        """Return a free attribute of the module for a tensor."""
-        attribute = re.sub(r"\W", "_", name)
-        attribute = attribute if attribute[:1].isalpha() else f"t{attribute}"
-        number = 2
-        while hasattr(self.root, attribute) or hasattr(fx.GraphModule, attribute):
-            attribute, number = f"{attribute}_{number}", number + 1
-        return attribute
-
     def _output(self, output: onnx.ValueInfoProto) -> fx.Node:
-        value = self.values[output.name]
-        value = self._keep(value) if isinstance(value, Tensor) else value
+        value: fx.Node = self._keep(self.values[output.name])
         if value in self.numbers:
             value = self.graph.call_function(_as_tensor, (value, self.like))
         dtype = DTYPES.get(output.type.tensor_type.elem_type, torch.float32)
@@ -259,34 +231,23 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _fitting(function: Any, node: onnx.NodeProto, attributes: dict[str, Any], like: Any) -> dict[str, Any]:
+def _fitting(function: Any, attributes: dict[str, Any], outputs: int, like: Any) -> dict[str, Any]:
     """Return the arguments that a function takes by name; raise if an attribute is not among them that matters."""
-    taken = _signature(function).parameters
+    try:
+        taken = inspect.signature(function).parameters
+    except ValueError:  # a builtin, none of which has attributes
+        return {}
     free = any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken.values())
-    how = {}
-    for name, value in ({"outputs": len(node.output), "like": like} | attributes).items():
-        if name in taken or (free and name in attributes and name not in IDLE):
-            how[name] = value
-        elif name in attributes and name not in IDLE and value:
+    for name, value in attributes.items():
+        if name not in taken and name not in IDLE and value and not free:
             raise NotImplementedError(f"{name} = {value!r:.40}")
-    return how
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: _list(value) for name, value in attributes.items()}
+    attributes = {name: value for name, value in attributes.items() if name in taken or (free and name not in IDLE)}
+    return attributes | {name: value for name, value in (("outputs", outputs), ("like", like)) if name in taken}
 
 
 def _list(value: Any) -> Any:
     """Return a tensor's elements as numbers, and anything else as it is."""
     return value.tolist() if isinstance(value, Tensor) else value
-
-
-def _item(values: Any, index: int) -> Any:
-    return values[index]
-
-
-def _scalar(value: Any, like: Tensor) -> Any:
-    return _as_tensor(value, like) if isinstance(value, list) else value
 
 
 def _as_tensor(value: Any, like: Tensor) -> Tensor:
@@ -295,15 +256,3 @@ def _as_tensor(value: Any, like: Tensor) -> Tensor:
         each = [_as_tensor(number, like) for number in value]
         return torch.stack(each) if each else torch.zeros(0, dtype=torch.int64, device=like.device)
     return torch.full((), value, device=like.device)
-
-
-def _signature(function: Any) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except ValueError:  # a builtin, none of which has attributes
-        return inspect.signature(lambda *x: x)
-
-
-def _bind(function: Any, arguments: list[Any], how: dict[str, Any]) -> None:
-    """Raise TypeError if a function does not take these."""
-    _signature(function).bind(*arguments, **how)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from rws.edge.onnx.torch_operators import DTYPES, Ints, operator
 
 _EPSILON = 1e-5
-# The weight gradient of a strided 1×1 convolution of fewer channels than a vector has lanes writes beyond its memory, in
-# any memory format, and mostly kills the process (oneDNN in torch 2.13, AVX-512). So the input is thinned out first.
+# The weight gradient of a strided 1×1 convolution of fewer channels than a vector has lanes writes beyond its memory,
+# which kills the process, in any memory format (torch 2.13, AVX-512). So the input is thinned out first.
 _LANES = 16
 
 

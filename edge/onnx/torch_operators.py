@@ -33,8 +33,10 @@ DTYPES = {
     TensorProto.UINT16: torch.uint16,
 }
 IDLE = frozenset(
-    "kernel_shape storage_order spatial momentum seed sorted stash_type saturate round_mode precision num_outputs "
-    "extrapolation_value".split()
+    (
+        *("kernel_shape", "storage_order", "spatial", "momentum", "seed", "sorted", "stash_type", "saturate"),
+        *("round_mode", "precision", "num_outputs", "extrapolation_value"),
+    )
 )
 """Attributes that say nothing new, or nothing about inference; a function without such a parameter ignores them."""
 
@@ -60,6 +62,12 @@ class Operator:
 
 OPERATORS: dict[str, list[Operator]] = {}
 """Name → its forms, in the order of the opsets."""
+
+
+def find(name: str, opset: int) -> Operator | None:
+    """Return an operator in the form that it has in an opset, or None if it is not in the table."""
+    forms = [form for form in OPERATORS.get(name, ()) if form.since <= opset]
+    return max(forms, key=lambda form: form.since, default=None)
 
 
 def operator(*names: str, **how: Any) -> Callable[[Function], Function]:
@@ -90,9 +98,9 @@ def _flatten(x: Tensor, axis: int = 1) -> Tensor:
 
 
 for _name in (
-    "Abs Acos Acosh Asin Asinh Atan Atanh Ceil Cos Cosh Det Erf Exp Floor IsNaN Log MatMul Neg Reciprocal Relu Round "
-    "Sigmoid Sign Sin Sinh Sqrt Tan Tanh Where"
-).split():
+    *("Abs", "Atan", "Ceil", "Cos", "Erf", "Exp", "Floor", "IsNaN", "Log", "MatMul", "Neg", "Reciprocal", "Relu"),
+    *("Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Tan", "Tanh", "Where"),
+):
     operator(_name)(getattr(torch, _name.lower()))
 
 for _name, _function in {
@@ -197,7 +205,7 @@ def _reduce_product(x: Tensor, axes: Any = None, keepdims: int = 1) -> Tensor:
 
 
 @operator("Clip", host=(1, 2))
-def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
+def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002  # ONNX's names
     low, high = _first(min), _first(max)
     if low is None or high is None or low > high or not x.is_floating_point():
         return x if low is high is None else x.clamp(low, high)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import supervision
 
 NAMED = 4  # classes of a summary
+SMALLEST_TEXT = 0.4  # scale of OpenCV's font that can still be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Detect:
         # The surest is drawn last, on top.
         turned = Detections(output.boxes[::-1], output.confidence[::-1], output.class_id[::-1], output.names)
         size, found = (image.shape[1], image.shape[0]), turned.to_supervision()
-        scale = supervision.calculate_optimal_text_scale(size)
+        scale = max(supervision.calculate_optimal_text_scale(size), SMALLEST_TEXT)
         box = supervision.BoxAnnotator(thickness=supervision.calculate_optimal_line_thickness(size))
         text = supervision.LabelAnnotator(text_scale=scale, text_padding=3)
         # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.

@@ -23,7 +23,7 @@ def images(count=3, size=SIZE) -> np.ndarray:
 
 
 def with_operator_behind(kind: str) -> onnx.ModelProto:
-    """A model whose head goes through an operator that onnx2torch does not know."""
+    """A model whose head goes through one more operator."""
     proto = tiny()
     gemm = next(node for node in proto.graph.node if node.op_type == "Gemm")
     proto.graph.node.insert(list(proto.graph.node).index(gemm), helper.make_node(kind, [gemm.input[0]], ["strange"]))

@@ -15,7 +15,8 @@ from rws.errors import BundleError, UsageError, check_known
 from rws.training.adopt.graph import HEAVY, last_node, producers
 
 _OF_ULTRALYTICS: Mapping[str, TaskName] = {"detect": "detect", "classify": "classify"}  # all else is raw
-_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div")  # what logits come from; features come from pooling, too
+# What logits come from; features come from pooling, too.
+_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div", "QGemm", "QLinearConv", "QLinearMatMul", "QLinearAdd")
 _FEW = 6  # outputs that a message lists
 
 
@@ -109,7 +110,7 @@ class _Outputs:
     def kind(self, output: str) -> str:
         """Return the operator that an output comes from, nodes skipped that only move its values."""
         node = last_node(self.proto, output)
-        while node is not None and node.op_type == "Transpose":
+        while node is not None and node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear"):
             node = last_node(self.proto, node.input[0])
         return "" if node is None else node.op_type
 
@@ -198,7 +199,7 @@ class _Outputs:
             )
         if count == 1 and task != "multilabel":
             raise UsageError(f"{fault}: say --task multilabel if it is a label's logit or probability, else --task raw")
-        if kind not in ("Softmax", "Sigmoid") and values.min() >= 0 and values.max() <= 1:
+        if kind not in ("Softmax", "Sigmoid", *HEAVY) and values.min() >= 0 and values.max() <= 1:
             raise UsageError(
                 f"{fault} within 0…1, not logits: name what they come from with --output, or say --task raw"
             )

@@ -68,15 +68,21 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     names = None if options.names is None else read_names(options.names)
     given = options.preprocessing or Preprocessing()
     model = adopt_model(
-        load_model(options.model, options.size), ImportOptions(options.size, given, options.wanted, names, options.fit)
+        load_model(options.model, options.size),
+        ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
-    how = f"{given} (given)"
+    how, unclear = f"{given} (given)", None
     if options.preprocessing is None:
-        found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
-        model = with_preprocessing(model, found)
+        try:
+            found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
+            model = with_preprocessing(model, found)
+        except UsageError as error:
+            how, unclear = "not clear", error
     for line in understood(model, how, recipe.layers):
         say(line)
+    if unclear is not None:
+        raise unclear
     if options.dry_run:
         return
     name = Path(options.model).stem.replace(":", "-")

@@ -84,8 +84,11 @@ def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
     If that ends inside a residual block, the cut moves back to a block's end: a half-trained block gains less.
     """
     limit = share * proto.ByteSize()
-    convolutions = sum(node.op_type == "Conv" for node in proto.graph.node)
-    within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, convolutions))
+    tensors = {tensor.name for tensor in proto.graph.initializer}
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    plain = sum(1 for _ in takewhile(lambda node: node.input[1] in tensors, convolutions))  # the others are int8
+    most = max(1, min(plain, len(convolutions) - 1))
+    within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, most + 1))
     fitting = max(within, default=1)
     whole = [layers for layers in range(1, fitting + 1) if _ends_whole(proto, layers)]
     return whole[-1] if whole and whole[-1] >= fitting / 2 else fitting

@@ -52,7 +52,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    kept = None if onto is None else Bundle.load(onto)
+    kept = None if onto is None else Bundle.load_classifier(onto)
     build = Build(load_recipe(recipe), data, work, size=size, device=device, onto=kept, progress=JobLines())
     build.run(job or [])
     if not job:

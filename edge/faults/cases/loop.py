@@ -149,8 +149,9 @@ def _not_a_number(drill: Drill) -> None:
         seen = drill.play(source, reached(8), clock=fake, pipeline=pipeline)
         fresh, _, fake = scripted([("open", ""), *pictures[4:]])
         alone = drill.play(fresh, reached(5), clock=fake)
+        task = drill.pipeline.task
         found, expected = (
-            [(one.result.logits.tolist(), one.result.mix, one.result.belief.joint.tolist()) for one in played]
+            [(task.to_dict(one.result.output), one.result.mix, one.result.belief.joint.tolist()) for one in played]
             for played in (seen[3:], alone)
         )
         drill.say(f"{part}: results of frames {[one.result.index for one in seen]}")

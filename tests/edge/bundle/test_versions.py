@@ -193,3 +193,13 @@ class TestVersion2:
             switch_bundle(bundle_path, tmp_path / "labels")
         switch_bundle(bundle_path, tmp_path / "labels", other_classes=True)
         assert Bundle.load(bundle_path).task().name == "multilabel"
+
+    def test_what_needs_a_classifier_refuses_another_bundle(self, tmp_path, tiny_bundle):
+        assert Bundle.load_classifier(tiny_bundle.path).manifest == tiny_bundle.manifest
+        spec = InputSpec(SIZE, SIZE, "RGB", high=255)
+        model = taking(spec, network(3, len(CLASSES), seed=1)).SerializeToString()
+        for name, parts in {"raw": {"task": TaskSpec("raw")}, "range": {"input": spec, "model": model}}.items():
+            write_bundle(tmp_path / name, bundle_parts(**parts))
+            with pytest.raises(BundleError, match=r"this command needs a classifier of RGB images") as caught:
+                Bundle.load_classifier(tmp_path / name)
+            assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
 """Both backends on a small network with BatchNorm, exported by torch and prepared for patching."""
 
 import logging
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -16,7 +18,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.live.torch_model import TorchModel
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
 from rws.edge.preprocess import InputSpec, preprocess
-from rws.errors import BundleError, InputError, MissingExtraError, SignatureError
+from rws.errors import BundleError, InputError, OperatorError, SignatureError
 from support.tiny import CORRUPTIONS, make_signatures, network, taking, with_features
 
 SIZE = 16
@@ -309,7 +311,7 @@ def test_onnxruntime_refuses_a_network_in_one_line(names):
     with pytest.raises(BundleError, match="ONNX Runtime cannot run it") as caught:
         OnnxModel(proto.SerializeToString(), None, ["features.0.weight"])
     assert "\n" not in str(caught.value)
-    with pytest.raises(BundleError, match="not a convolution's own"):
+    with pytest.raises(BundleError, match="torch has no counterpart of Nonsense; export the model without it"):
         TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.weight"])
 
 
@@ -333,20 +335,38 @@ class TestTorchModules:
         with pytest.raises(BundleError, match=r"torch\.float16, expected torch\.float32"):
             TorchModel(small_network().half(), None, ["0.weight"])
 
-    def test_operators_that_onnx2torch_does_not_know(self):
+    def test_an_operator_that_torch_lacks(self):
         proto = network(1, 4, seed=0)
-        proto.graph.node[1].op_type = "Selu"
-        proto.opset_import[0].version = 24
-        with pytest.raises(BundleError, match=r"onnx2torch cannot convert it .*; use the onnx backend"):
+        proto.graph.node[1].op_type = "Shrink"
+        with pytest.raises(OperatorError, match="torch has no counterpart of Shrink; export the model without it"):
             TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.weight"])
 
-    def test_a_missing_extra_is_named(self, monkeypatch, ready, names):
-        monkeypatch.setitem(__import__("sys").modules, "onnx2torch", None)
-        with pytest.raises(MissingExtraError, match=r"rws-edge\[torch\]"):
-            TorchModel.from_onnx(ready.SerializeToString(), None, names)
+    def test_a_missing_extra_is_named(self):
+        code = """
+import sys
+sys.modules["torch"] = None
+from rws.edge.live.torch_model import TorchModel
+from support.tiny import network
+TorchModel.from_onnx(network(1, 4, seed=0).SerializeToString(), None, ["features.0.weight"])
+"""
+        paths = f"import sys; sys.path[:] = {[path for path in sys.path if path]!r}"
+        done = subprocess.run([sys.executable, "-c", paths + code], check=False, capture_output=True, text=True)
+        assert "MissingExtraError" in done.stderr
+        assert "rws-edge[torch]" in done.stderr
 
-    def test_a_shared_tensor_is_refused(self):
+    def test_a_tensor_that_two_convolutions_share_is_patched_for_both(self):
         proto = network(2, 4, seed=0)
         proto.graph.node[2].input[2] = "features.0.bias"
-        with pytest.raises(BundleError, match=r"'features\.0\.bias' is shared by two convolutions"):
-            TorchModel.from_onnx(proto.SerializeToString(), None, ["features.0.bias"])
+        shared = next(tensor for tensor in proto.graph.initializer if tensor.name == "features.0.bias")
+        signatures = make_signatures({"features.0.bias": numpy_helper.to_array(shared)})
+        model = TorchModel.from_onnx(proto.SerializeToString(), signatures, ["features.0.bias"])
+        model.apply({"fog": 1.0})
+        shared.CopyFrom(
+            numpy_helper.from_array(
+                numpy_helper.to_array(shared) + signatures.get("fog")["features.0.bias"], "features.0.bias"
+            )
+        )
+        x = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        wanted = session.run(None, {session.get_inputs()[0].name: x})[0]
+        np.testing.assert_allclose(model.predict(x)[0], wanted, atol=1e-5)
