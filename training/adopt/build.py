@@ -366,8 +366,8 @@ class AdoptionBuild:
         recipe = self.recipe
         return SignatureSet.from_deltas(deltas, recipe.bits, recipe.per, clean_hash=shallow_sha256(self.clean))
 
-    def gain(self, names: Sequence[str] = CORRUPTIONS) -> tuple[GainTable, HeldOutScores]:
-        """Return the gain table, whose cells are soft agreement, and held-out scores; of few signatures a rough one."""
+    def gain(self, names: Sequence[str] = CORRUPTIONS) -> tuple[GainTable, HeldOutScores | None]:
+        """Return the gain table, whose cells are soft agreement, and held-out scores; of some signatures None."""
         signatures, recipe, job = self.signatures(names), self.recipe.calibration, "gain"
         if len(names) < len(CORRUPTIONS):
             recipe, job = recipe.quick(), "first-gain"
@@ -377,7 +377,7 @@ class AdoptionBuild:
         entry = self._entry(f"{job}.npz", ARRAYS, digest, recipe, labels, asdict(self.model.task))
         arrays = dict(entry.get(lambda: self._measure_gain(job, signatures, recipe)))
         self._left.finish(job)
-        scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
+        scores: HeldOutScores | None = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 
     def _measure_gain(self, job: str, signatures: SignatureSet, recipe: CalibrationRecipe) -> dict[str, NDArray[Any]]:
@@ -389,7 +389,7 @@ class AdoptionBuild:
 
         how = (model, signatures.names, self.held_out, recipe, LEVELS, score)
         table = measure_gain(*how, seed=self.recipe.seed, report=report)
-        scores = self._held_out_scores(model, table) if job == "gain" else {}
+        scores = self._held_out_scores(model, table) if job == "gain" else None
         report({"done": True})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
@@ -469,7 +469,7 @@ class AdoptionBuild:
                 **({} if len(names) == len(CORRUPTIONS) else partial_of),
                 "split": "held-out images",
                 "what": f"{self.objective.metric}, agreement with {aim}",
-                **agreement,
+                **(agreement or {}),
                 "signature_bytes": round(len(signatures.to_bytes()) / len(names)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),
                 "oracle": found,

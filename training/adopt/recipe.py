@@ -67,7 +67,7 @@ class AdoptRecipe:
             raise ValueError("severities of which the smaller one is first")
 
     def quick(self) -> "AdoptRecipe":
-        """Return the recipe of a first look: under five minutes for a model of EfficientNet-Lite0's size on two cores."""
+        """Return the recipe of a first look: under five minutes for a model of 1 GFLOP on two cores."""
         # A start that all types share takes more steps than it saves if there are few.
         few = {"steps": max(1, 4 * self.steps // 25), "common": 0, "recalibrate": min(self.recalibrate, 32), "draws": 2}
         return replace(self, **few, calibration=self.calibration.quick(), oracle=self.oracle.quick())
