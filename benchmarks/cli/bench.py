@@ -13,7 +13,7 @@ from rws.benchmarks.cli.live import live
 from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bundle, save
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
-from rws.benchmarks.cli.zoo import zoo, zoo_curve
+from rws.benchmarks.cli.zoo import models, zoo, zoo_curve
 from rws.edge.cli.parameters import BundleOption, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
@@ -28,6 +28,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     **COMMANDS,
     "damage": damage,
     "live": live,
+    "models": models,
     "streams": streams,
     "zoo": zoo,
     "zoo-curve": zoo_curve,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,19 +15,21 @@ from rws.edge.common.extras import require
 from rws.terminal import say
 
 if TYPE_CHECKING:
-    from rws.benchmarks.common.interleave import Row
+    from rws.benchmarks.common.tables import Record
 
 
 def live(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="torchvision/NAME, timm/NAME or an .onnx file; repeatable. Default: 33 architectures."),
+        typer.Option(help="torchvision/NAME, timm/NAME or an .onnx file; repeatable. Default: 37 architectures."),
     ] = None,
     python: Annotated[
         list[str] | None,
         typer.Option(help="A Python with another onnxruntime (and numpy, onnx); repeatable. Default: this one."),
     ] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the exported models in this folder.")] = None,
     rounds: Rounds = 5,
+    workers: Annotated[int, typer.Option(min=1, help="Cases at a time; their times are the processor's.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights, inputs and order.")] = 0,
     report: JsonOption = None,
 ) -> None:
@@ -38,9 +42,11 @@ def live(
     """
     with require("bench"):
         from rws.benchmarks.live.models import DEFAULT
-        from rws.benchmarks.live.table import measure_table
+        from rws.benchmarks.live.table import TableOptions, measure_table
 
-    def keep(rows: list[Row]) -> None:
+    def keep(rows: list[Record]) -> None:
         save(report, "live/1", {"rows": rows}, seed=seed, rounds=rounds, threads=1)
 
-    measure_table(model or DEFAULT, python or [sys.executable], rounds, seed, say, keep)
+    with tempfile.TemporaryDirectory() as folder:
+        options = TableOptions(python or [sys.executable], work or Path(folder), rounds, seed, workers)
+        measure_table(model or DEFAULT, options, say, keep)

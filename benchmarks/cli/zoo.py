@@ -1,4 +1,4 @@
-"""`rws bench zoo` and `rws bench zoo-curve`."""
+"""`rws bench zoo`, `rws bench zoo-curve` and `rws bench models`."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,19 @@ Seed = Annotated[int, typer.Option(help="Seed of the adoption and of the test's 
 
 def zoo(
     images: Annotated[
-        str, typer.Option(help="Image folder <class>/<image>: one half is adopted with, the other one tests.")
+        list[str],
+        typer.Option(
+            help="Image folder <class>/<image>: one half is adopted with, the other one tests. Of a detector: clean "
+            "images; repeatable."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="efficientnet_lite0, efficientnet_lite1 or vgg16.")] = "efficientnet_lite0",
+    model: Annotated[
+        str, typer.Option(help="efficientnet_lite0, efficientnet_lite1, vgg16 or fastestdet.")
+    ] = "efficientnet_lite0",
+    file: Annotated[Path | None, typer.Option(help="The .onnx file of a detector.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Test images of a detector, in images/, with YOLO label files in labels/.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
         "runs/zoo"
     ),
@@ -41,16 +51,18 @@ def zoo(
     seed: Seed = 0,
     report: JsonOption = None,
 ) -> None:
-    """Adopt a classifier of the zoo with half of the images, without labels; measure it on the other half.
+    """Adopt a model of the zoo without labels, and measure it on other images: accuracy, of a detector mAP50.
 
     \b
     Examples:
         rws bench zoo --images imagenet-sample/ --names imagenet1k_classes.json --json zoo_lite0.json
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
+        rws bench zoo --model fastestdet --file FastestDet.onnx --images clear/ --test coco/images/val2017 \\
+            --names coco.names --json zoo_fastestdet.json
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say)
+    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test)
     result = run_entry(model, images, work, out, options)
     save(report, "zoo/1", result)
     shown = ("clean", "summary", "build_minutes", "sizes", "torch")
@@ -82,3 +94,32 @@ def zoo_curve(
     chosen = corruption or ("gaussian_noise", "contrast")
     result = run_curve(model, images, work, layers or (3, 9, 18, 27), chosen, options)
     save(report, "zoo-curve/1", result)
+
+
+def models(
+    model: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="torchvision/NAME, torchvision/NAME@dynamo, timm/NAME, zoo/NAME or .onnx files. Default: 26 of them."
+        ),
+    ] = None,
+    images: Annotated[str, typer.Option(help="Photographs that tell a model's preprocessing. Default: none.")] = "",
+    work: Annotated[Path, typer.Option(help="Folder for exported models.")] = Path("runs/models"),
+    seed: Seed = 0,
+    report: JsonOption = None,
+) -> None:
+    """Try whether models can be adopted: what is understood, patches that are exact, and torch's answers and gradients.
+
+    \b
+    Example:
+        rws bench models torchvision/resnet18 detector.onnx --images photographs/ --json models.json
+    """
+    with require("bench"):
+        from rws.benchmarks.common.tables import Record
+        from rws.benchmarks.zoo.models import DEFAULT, measure_models
+
+    def keep(rows: list[Record]) -> None:
+        save(report, "models/1", {"rows": rows}, images or None, seed=seed, threads=1)
+
+    work.mkdir(parents=True, exist_ok=True)
+    measure_models(model or DEFAULT, images, seed, work, say, keep)

@@ -19,7 +19,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, Row, block_frames, interleave, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, interleave, percentiles
+from rws.benchmarks.common.tables import Record
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import CPU, SessionMaker, random_feeds
 from rws.edge.onnx.graph import clean_tensors, prepare, read_model, replaced_tensors, shallow_tensors
@@ -27,6 +28,7 @@ from rws.errors import RwsError
 
 LAYERS = 5
 OPENINGS = 3
+BLOCK_MS = 40  # of frames between two of the untouched session's blocks
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM")
 
 
@@ -38,25 +40,25 @@ class Change:
     scale: NDArray[np.float32]
 
 
-def measure(path: Path, seed: int, rounds: int) -> Row:
-    """Return what became of one model: strategy, exactness on inputs and weights of its own, times, and their ratios.
+def measure(path: Path, seed: int, rounds: int) -> Record:
+    """Return the outcome for one model: strategy, exactness on a separate input and weights, times, and their ratios.
 
     Times are the processor's, of one thread, since others may use the machine; `second_open` is by the clock.
     If its weights cannot be changed, there is only the `fault`.
     """
     model = prepare(read_model(path))
     names = _tensors(model)
-    row: Row = {"tensors": len(names), "weights": sum(array.size for array in clean_tensors(model, names).values())}
+    row: Record = {"tensors": len(names), "weights": sum(array.size for array in clean_tensors(model, names).values())}
     row |= {"opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))}
-    prepared = path.with_suffix(".prepared.onnx")
-    onnx.save(model, prepared)
     with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        onnx.save(model, prepared)
         try:
             session = partial(_open, prepared, names, folder, _changes(clean_tensors(model, names), seed))
             live = session()
         except RwsError as error:
             return row | {"strategy": None, "fault": str(error)}
-        row |= {"strategy": live.strategy, "description": live.description, **_exactness(live, model, names, seed)}
+        row |= {"strategy": live.strategy, "description": live.description, **exactness(live, model, names, seed)}
         return row | _openings(prepared, session) | _latency(live, prepared, seed, rounds)
 
 
@@ -89,7 +91,7 @@ def _plain(path: Path) -> Any:
     return maker.session_of(str(path), maker.options())
 
 
-def _exactness(live: LiveSession, model: onnx.ModelProto, names: tuple[str, ...], seed: int) -> Row:
+def exactness(live: LiveSession, model: onnx.ModelProto, names: tuple[str, ...], seed: int) -> Record:
     """Compare all outputs with those of a session from a file with the same weights, and after `reset` with before."""
     rng = np.random.default_rng(seed + 1)
     feeds = {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in random_feeds(model).items()}
@@ -118,7 +120,7 @@ def _exactness(live: LiveSession, model: onnx.ModelProto, names: tuple[str, ...]
     return {"outputs": len(found), "exact": all(same), "error": max(errors, default=0.0), "changed": changed}
 
 
-def _openings(path: Path, session: Callable[[], LiveSession]) -> Row:
+def _openings(path: Path, session: Callable[[], LiveSession]) -> Record:
     times = []
     for _ in range(OPENINGS):
         for make in (partial(_plain, path), session):
@@ -126,12 +128,12 @@ def _openings(path: Path, session: Callable[[], LiveSession]) -> Row:
             made = make()
             times.append((time.perf_counter() - before[0], time.process_time() - before[1]))
     plain, second = np.array(times[::2]), np.array(times[1::2])
-    row: Row = {"from_cache": made.from_cache, "open_ms": round(1e3 * float(np.median(plain[:, 1])), 2)}
+    row: Record = {"from_cache": made.from_cache, "open_ms": round(1e3 * float(np.median(plain[:, 1])), 2)}
     ratios = np.median(second / plain, axis=0).round(3).tolist()
     return row | dict(zip(("second_open", "second_open_processor"), ratios, strict=True))
 
 
-def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Row:
+def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Record:
     feeds = random_feeds(onnx.load(path))
     sessions = [_plain(path), _plain(path)]
     mixes: list[dict[str, float]] = [{"a": 0.75}, {"b": 0.75}]
@@ -143,7 +145,8 @@ def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Row:
             run()
             return 1e3 * (time.process_time() - before)
 
-        settle, count = block_frames(np.array([once(number) for number in range(5)]), 0)
+        frame_ms = float(np.median([once(number) for number in range(5)]))
+        settle, count = 1, int(np.clip(BLOCK_MS / frame_ms, 3, 20))
 
         def block() -> Block:
             times = np.array([once(number) for number in range(settle + count)])[settle:]

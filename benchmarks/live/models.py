@@ -11,30 +11,40 @@ from rws.edge.common.extras import require
 from rws.errors import InputError
 
 OPSET = 17
-_SIZES = {"inception_v3": 299}
+SIZE = 128  # pixels, unless a module has a fixed one
 TORCHVISION = (
-    "convnext_tiny deeplabv3_mobilenet_v3_large densenet121 efficientnet_b0 googlenet inception_v3 "
-    "lraspp_mobilenet_v3_large mnasnet1_0 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf "
-    "regnet_y_400mf resnet18 resnet50 shufflenet_v2_x1_0 squeezenet1_1 swin_t"
+    "deeplabv3_mobilenet_v3_large densenet121 efficientnet_b0 googlenet lraspp_mobilenet_v3_large mnasnet0_5 "
+    "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 "
+    "shufflenet_v2_x1_0 squeezenet1_1"
 )
 TIMM = (
-    "deit_tiny_patch16_224 dla34 edgenext_xx_small efficientformer_l1 fastvit_t8 ghostnet_100 hrnet_w18_small "
-    "levit_128s mixer_s32_224 mobileone_s0 mobilevit_s poolformer_s12 repvgg_a0 rexnet_100 tinynet_e"
+    "convnext_atto deit_tiny_patch16_224 dla46_c edgenext_xx_small efficientvit_b0 ese_vovnet19b_dw fastvit_t8 "
+    "ghostnet_050 hardcorenas_a lcnet_050 levit_128s mobilenetv4_conv_small mobileone_s0 mobilevit_xxs pit_ti_224 "
+    "repvgg_a0 rexnet_100 semnasnet_075 starnet_s1 tf_efficientnet_lite0 tinynet_e xcit_nano_12_p16_224"
 )
 DEFAULT = tuple(f"torchvision/{name}" for name in TORCHVISION.split()) + tuple(f"timm/{name}" for name in TIMM.split())
 
 
 def export(spec: str, folder: Path, seed: int) -> Path:
-    """Write `torchvision/NAME` or `timm/NAME` into a folder; returns the file. An .onnx file is taken as it is."""
+    """Write `torchvision/NAME` or `timm/NAME` into a folder, unless it is there; an .onnx file is taken as it is.
+
+    `NAME@dynamo` is for torch's newer exporter. Detectors of torchvision take one image without a batch axis.
+    """
     if spec.endswith(".onnx"):
         return Path(spec)
-    library, _, name = spec.partition("/")
+    library, _, exported = spec.partition("/")
+    name, _, exporter = exported.partition("@")
+    path = folder / f"{library}_{exported}.onnx"
+    if path.exists():
+        return path
     torch.manual_seed(seed)
+    detects = False
     if library == "torchvision":
         from rws.edge.onnx.torchvision_compat import torchvision
 
         segments = name in torchvision.models.list_models(torchvision.models.segmentation)
-        weights = {"weights_backbone": None} if segments else {}
+        detects = name in torchvision.models.list_models(torchvision.models.detection)
+        weights = {"weights_backbone": None} if segments or detects else {}
         module = torchvision.models.get_model(name, weights=None, **weights)
     elif library == "timm":
         with require("timm"):
@@ -42,13 +52,15 @@ def export(spec: str, folder: Path, seed: int) -> Path:
         module = timm.create_model(name, pretrained=False)
     else:
         raise InputError(f"model {spec!r}: expected torchvision/NAME, timm/NAME or an .onnx file")
-    size = _SIZES.get(name, 224)
-    _randomise(module, size)
-    path = folder / f"{library}_{name}.onnx"
+    own = getattr(module, "default_cfg", {})
+    size = own["input_size"][1] if own.get("fixed_input_size") else SIZE
+    if not detects:
+        _randomise(module, size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        image = (torch.rand(1, 3, size, size),)
-        torch.onnx.export(module.eval(), image, path, dynamo=False, opset_version=OPSET, input_names=["image"])
+        image = ([torch.rand(3, size, size)],) if detects else (torch.rand(1, 3, size, size),)
+        how = {"dynamo": False, "opset_version": OPSET} if exporter != "dynamo" else {"dynamo": True, "external_data": False}
+        torch.onnx.export(module.eval(), image, path, input_names=["image"], verbose=False, **how)
     onnx.checker.check_model(path)
     return path
 

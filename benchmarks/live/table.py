@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import rws
-from rws.benchmarks.common.interleave import Row
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.live.models import export
 from rws.errors import RwsError, first_line
 
@@ -28,48 +30,60 @@ def features() -> list[str]:
     return [AVX512, AVX2] if "cpuid_fault" in flags else [AVX512]
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """How to measure: the Pythons whose ONNX Runtime is used, and a folder where exported models stay."""
+
+    pythons: Sequence[str]
+    work: Path
+    rounds: int = 2
+    seed: int = 0
+    workers: int = 1  # cases at a time
+
+
 def measure_table(
     specs: Sequence[str],
-    pythons: Sequence[str],
-    rounds: int,
-    seed: int,
+    options: TableOptions,
     progress: Callable[[str], object],
-    keep: Callable[[list[Row]], object],
+    keep: Callable[[list[Record]], object],
 ) -> None:
     """Measure each model with each Python's ONNX Runtime and each set of features; a fault is a row, too.
 
     `keep` is given all rows after each model.
     """
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as name, _importable() as path:
-        folder, hide = Path(name), _hiding_library(Path(name))
+    rows: list[Record] = []
+    cases = list(product(options.pythons, features()))
+    with _importable() as path, ThreadPoolExecutor(options.workers) as pool:
+        hide = _hiding_library(options.work)
         for spec in specs:
             try:
-                model = export(spec, folder, seed)
+                model = export(spec, options.work, options.seed)
             except Exception as error:  # an architecture may raise anything when it is exported
-                rows.append({"model": _title(spec), "fault": f"export: {first_line(error)}"})
+                rows.append({"model": title(spec), "fault": f"export: {first_line(error)}"})
                 continue
-            for python in pythons:
-                for kind in features():
-                    environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
-                    row = _case(python, model, environment, seed, rounds)
-                    rows.append({"model": _title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
-                    rows[-1]["features"] = kind
-                    progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
-            for made in folder.glob("*.onnx"):
-                made.unlink()
+
+            def case(place: tuple[str, str], model: Path = model) -> Record:
+                python, kind = place
+                environment = {"PYTHONPATH": path, "LD_PRELOAD": hide if kind == AVX2 else ""}
+                case = [python, "-m", "rws.benchmarks.live.case", str(model), str(options.seed), str(options.rounds)]
+                return {"features": kind} | run_case(case, environment)
+
+            for row in pool.map(case, cases):
+                rows.append({"model": title(spec), "megabytes": round(model.stat().st_size / 1e6, 1)} | row)
+                progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
             keep(rows)
 
 
 _SAID = ("model", "onnxruntime", "features", "strategy", "exact", "live", "patched", "second_open", "fault")
 
 
-def _title(spec: str) -> str:
+def title(spec: str) -> str:
+    """Return a model's name in the table."""
     return Path(spec).stem if spec.endswith(".onnx") else spec.partition("/")[2]
 
 
-def _case(python: str, model: Path, environment: dict[str, str], seed: int, rounds: int) -> dict[str, Any]:
-    command = [python, "-m", "rws.benchmarks.live.case", str(model), str(seed), str(rounds)]
+def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: float = _SECONDS) -> Record:
+    """Run a process that prints a row as JSON last; returns it, or in a line as `fault` what failed."""
     try:
         done = subprocess.run(
             command,
@@ -77,14 +91,15 @@ def _case(python: str, model: Path, environment: dict[str, str], seed: int, roun
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=seconds,
+            start_new_session=True,  # Linux shares processors between sessions
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"fault": f"not ready after {_SECONDS} s"}
+        return {"fault": f"not ready after {seconds} s"}
     if done.returncode != 0:
         return {"fault": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row: Record = json.loads(done.stdout.splitlines()[-1])
     return row
 
 

@@ -1,7 +1,8 @@
-"""Third-party classifiers: a bundle built from half of the images without labels, measured on the other half.
+"""Third-party models: a bundle built from some of the images without labels, measured on others.
 
 `std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
 is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image.
+Accuracy and agreement of a detector are mAP50.
 """
 
 import json
@@ -12,14 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from rws.benchmarks.common.tables import Record
+from rws.benchmarks.zoo.judges import BoxJudge, ClassJudge, Judge
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
@@ -28,7 +30,8 @@ from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.errors import InputError
+from rws.edge.tasks.detect import Detections
+from rws.errors import InputError, UsageError
 from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
@@ -37,17 +40,18 @@ from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
-from rws.training.data.clean_images import CleanImages, load_labelled
+from rws.training.data.boxes import load_boxes
+from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.images import Images
 from rws.training.data.names import read_names
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
-    Evaluator,
     Progress,
     as_input,
     ground_truth_mixes,
     observe,
+    outputs_of,
     percent_right,
     silent,
 )
@@ -56,6 +60,7 @@ from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
 from rws.training.models.foreign import load_model
+from rws.training.tasks.registry import make_objective
 
 ARMS = ("std", "trained", "perfect")
 
@@ -69,6 +74,7 @@ class ZooOptions:
         titles: file with the bundle's names of the classes, in the same order; None: the folders' names.
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
         limit: at most this many images in all.
+        file, test: of a detector: its `.onnx` file; a folder of images with label files, see `load_boxes`.
     """
 
     names: Path | None = None
@@ -79,9 +85,11 @@ class ZooOptions:
     threads: int = 2
     seed: int = 0
     progress: Progress = silent
+    file: Path | None = None
+    test: Path | None = None
 
 
-def _efficientnet_lite(number: int, size: int) -> bytes:
+def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
     from importlib import import_module
 
     with require("zoo"):
@@ -93,13 +101,16 @@ def _efficientnet_lite(number: int, size: int) -> bytes:
     return export_onnx(network.eval(), size)
 
 
-_LITE = Preprocessing(scale=255, mean=(127,), std=(128,))
-ZOO: Mapping[str, tuple[Callable[[], bytes], Preprocessing]] = {
+_LITE = ImportOptions(preprocessing=Preprocessing(scale=255, mean=(127,), std=(128,)))
+ZOO: Mapping[str, tuple[Callable[[Path | None], bytes], ImportOptions]] = {
     "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
-    "vgg16": (partial(load_model, str(DEFAULT_BUNDLE / MODEL)), Preprocessing()),
+    "efficientnet_lite2": (partial(_efficientnet_lite, 2, 260), _LITE),
+    "vgg16": (lambda _: load_model(str(DEFAULT_BUNDLE / MODEL)), ImportOptions(preprocessing=Preprocessing())),
+    "fastestdet": (lambda file: load_model(str(file)), ImportOptions(None, Preprocessing(bgr=True), fit="stretch")),
 }
-"""ONNX bytes of each classifier, as its owner would have exported it, and its preprocessing of RGB 0…1."""
+"""ONNX bytes of each model as its owner would have exported it, of a detector from `--file`; and what is said of it."""
+DETECTORS = ("fastestdet",)
 
 
 def halves(images: Images) -> tuple[Images, Images]:
@@ -116,9 +127,17 @@ def interval(count: int, of: int) -> tuple[float, float]:
 
 
 def measure(
-    bundle: Bundle, test: Images, severities: Sequence[int] = TWO_SEVERITIES, options: EvaluationOptions = DEFAULTS
+    bundle: Bundle,
+    test: Images,
+    severities: Sequence[int] = TWO_SEVERITIES,
+    options: EvaluationOptions = DEFAULTS,
+    judge: Judge | None = None,
 ) -> Record:
-    """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`."""
+    """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
+
+    `judge`: None: that of a classifier.
+    """
+    judge = judge or ClassJudge()
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[Record] = []
@@ -126,16 +145,13 @@ def measure(
         frames = made.frames
         joint = observe(oracle, frames.pixels)
         named = per_type(joint, len(oracle.corruptions)).argmax(1)
-        evaluator, asked = Evaluator(model, frames), policy.mixes(joint)
-        answers = {
-            "std": evaluator.answers([{}] * len(frames)),
-            "trained": evaluator.answers(asked),
-            "perfect": evaluator.answers(ground_truth_mixes(truth, frames)),
-        }
-        accuracy = {arm: _percent(found == frames.labels) for arm, found in answers.items()}
+        asked = policy.mixes(joint)
+        mixes = {"std": [{}] * len(frames), "trained": asked, "perfect": ground_truth_mixes(truth, frames)}
+        answers = {arm: judge.answers(model, frames, chosen) for arm, chosen in mixes.items()}
+        accuracy = {arm: judge.accuracy(found, frames) for arm, found in answers.items()}
         if made.corruption == CLEAN:
             reference = answers["std"]
-            changed = int((answers["trained"] != reference).sum())
+            changed = judge.changed(answers["trained"], reference)
             clean: Record = {
                 "accuracy": accuracy["std"],
                 "accuracy_trained": accuracy["trained"],
@@ -150,7 +166,7 @@ def measure(
             "corruption": made.corruption,
             "severity": made.severity,
             "accuracy": accuracy,
-            "agreement": {arm: _percent(found == reference) for arm, found in answers.items()},
+            "agreement": {arm: judge.agreement(found, reference) for arm, found in answers.items()},
             "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
         }
         rows.append(row)
@@ -180,20 +196,22 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
     models = [bundle.model(ModelOptions(backend, provider="cpu")) for backend in ("onnx", "torch")]
     for model in models:
         model.apply(mix)
-    onnx, torched = (model.predict(as_input(test.first(count).pixels))[0] for model in models)
+    spec, manifest = bundle.manifest.input, bundle.manifest
+    onnx, torched = (outputs_of(model, test.first(count).pixels, spec) for model in models)
+    objective = make_objective(manifest.task, manifest.classes, (spec.height, spec.width))
     return {
-        "difference": float(np.abs(onnx - torched).max()),
-        "largest": float(np.abs(onnx).max()),
-        "same_predictions": _percent(onnx.argmax(1) == torched.argmax(1)),
+        "difference": max(float(np.abs(one - other).max()) for one, other in zip(onnx, torched, strict=True)),
+        "largest": max(float(np.abs(output).max()) for output in onnx),
+        "same_predictions": objective.agreement(onnx, torched),
     }
 
 
 def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
     """Return the median milliseconds of the model, and of oracle and policy, one thread, one image."""
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
-    x = as_input(test.pixels[:1])[0]
+    x, view = (as_input(test.pixels[:1], spec)[0] for spec in (bundle.manifest.input, None))
     times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
-    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(x)))
+    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(view)))
     for _ in range(repeats):
         for key, step in zip(times, steps, strict=True):
             start = time.perf_counter()
@@ -216,38 +234,50 @@ def sizes(bundle: Bundle) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    # The labels of both halves are places in the model's logits; the class names may be unknown.
+    # The labels of the test are places in the model's logits, or boxes; the class names may be unknown.
     model: ImportedModel
-    build: Images
+    build: Tensor
     test: Images
+    truth: Sequence[Detections] | None
     classes: list[str] | None
     recipe: AdoptRecipe
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
-        return AdoptionBuild(
-            self.model, CleanImages(self.build.pixels), recipe, work, **{"classes": self.classes} | named
-        )
+        return AdoptionBuild(self.model, CleanImages(self.build), recipe, work, **{"classes": self.classes} | named)
 
 
-def _prepare(name: str, images: str, options: ZooOptions) -> _Prepared:
+def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared:
     if name not in ZOO:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
     torch.set_num_threads(options.threads)
-    make, preprocessing = ZOO[name]
-    model = adopt_model(make(), ImportOptions(preprocessing=preprocessing))
+    make, asked = ZOO[name]
     classes = None if options.names is None else read_names(options.names)
+    detects = name in DETECTORS
+    if detects != (options.file is not None and options.test is not None and classes is not None):
+        raise UsageError(
+            f"--model {name}: a detector needs --file, --test and --names, a classifier none of the first two"
+        )
+    model = adopt_model(make(options.file), replace(asked, names=classes if detects else None))
+    recipe = replace(AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe), seed=options.seed)
+    if detects:
+        size, fit = (model.input.height, model.input.width), model.input.fit
+        build = torch.cat([load_clean_images(each, size, fit=fit, limit=options.limit).pixels for each in images])
+        pixels, truth = load_boxes(cast(Path, options.test), model.input, model.classes or ())
+        test = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.classes or ())
+        return _Prepared(model, build, test, truth, None, recipe)
     wanted = model.class_count or 0 if classes is None else classes
-    build, test = halves(load_labelled(images, model.input.height, wanted, limit=options.limit, seed=options.seed))
-    recipe = AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe)
-    return _Prepared(model, build, test, classes, replace(recipe, seed=options.seed))
+    both = load_labelled(images[0], model.input.height, wanted, limit=options.limit, seed=options.seed)
+    of_build, test = halves(both)
+    return _Prepared(model, of_build.pixels, test, None, classes, recipe)
 
 
-def run_entry(model: str, images: str, work: Path, out: Path | None, options: ZooOptions) -> Record:
-    """Build a bundle for a classifier of the zoo from half of the images, and measure it on the other half.
+def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, options: ZooOptions) -> Record:
+    """Build a bundle for a model of the zoo, and measure it on images that the build has not seen.
 
     Args:
         model: one of `ZOO`; InputError if it is unknown or the images do not fit it.
-        images: a folder `<class>/<image>`; the build sees no labels.
+        images: of a classifier a folder `<class>/<image>`, of which the build gets one half, without labels; of a
+            detector clean images for the build.
         work: folder of the build; a stopped build continues.
         out: the bundle; None: in `work`.
     """
@@ -258,9 +288,11 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
+    judge = None if prepared.truth is None else BoxJudge(bundle, prepared.truth)
+    severities = TWO_SEVERITIES if judge is None else (TWO_SEVERITIES[0],)
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
     return {
-        **measure(bundle, test, options=evaluation),
+        **measure(bundle, test, severities, evaluation, judge),
         "model": model,
         "quick": options.quick,
         "build_images": len(prepared.build),
@@ -276,7 +308,7 @@ def run_entry(model: str, images: str, work: Path, out: Path | None, options: Zo
         "torch": compare_backends(bundle, test, {"fog": 1.0}),
         "held_out": dict(bundle.manifest.measured),
         "seed": options.seed,
-        "data": {"source": Path(images).name, "test": test.digest()},
+        "data": {"source": ", ".join(Path(each).name for each in images), "test": test.digest()},
     }
 
 
@@ -294,7 +326,7 @@ def run_curve(
     model: str, images: str, work: Path, layers: Sequence[int], corruptions: Sequence[str], options: ZooOptions
 ) -> Record:
     """Measure gain by bytes: signatures of a growing number of convolutions, at alpha 1 and 8 bits."""
-    prepared = _prepare(model, images, options)
+    prepared = _prepare(model, [images], options)
     test, onnx = prepared.test, prepared.model.onnx
     proto = read_model(onnx)
     rows = []

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from importlib import import_module
 
 from rws.edge.bundle.manifest import Manifest
@@ -36,11 +35,10 @@ def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.
         module = import_module("rws.training.corruptions.frames")
-    make = lru_cache(maxsize=1)(partial(module.corrupter, spec, seed=CORRUPT_SEED))
-    make(size())
+    change = module.corrupter(spec, seed=CORRUPT_SEED)
 
     def corrupt(frame: Frame) -> Frame:
         original = cover(frame.image, *size())
-        return replace(frame, image=make(size())(original, frame.index), original=original)
+        return replace(frame, image=change(original, frame.index), original=original)
 
     return corrupt

@@ -145,7 +145,8 @@ class _Rewrite:
         except RwsError:
             raise
         except Exception as error:  # a node that lacks inputs, a malformed tensor, ONNX Runtime: they share no base
-            raise self._refused(f"is malformed ({first_line(error)})") from error
+            said = f"{type(error).__name__}: …{first_line(error)[-160:]}"
+            raise self._refused(f"is malformed ({said})") from error
 
     def _refused(self, found: str) -> BundleError:
         name = f"{self._at.op_type} {self._at.name or ' '.join(self._at.output)}"
@@ -158,17 +159,19 @@ class _Rewrite:
         return readers[0] if len(readers) == 1 and name not in self._outputs else None
 
     def _leading_to(self, heads: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """Return these convolutions, the activation and pooling after each, and all that they are computed from."""
+        """Return these convolutions, the activation after each, and all that they are computed from."""
         waiting: list[onnx.NodeProto] = []
         for head in heads:
-            behind = [head, *(self._tail(head)[0] if head.op_type in _DYNAMIC else ())]
-            while behind:
-                waiting += behind
-                behind, after = [], self._reader(waiting[-1].output[0])
-                while after is not None and after.op_type in _PAIR:
-                    behind.append(after)
-                    after = self._reader(after.output[0])
-                behind = [*behind, after] if after is not None and after.op_type in _FOLLOWS else []
+            waiting += [head, *(self._tail(head)[0] if head.op_type in _DYNAMIC else ())]
+            pair: list[onnx.NodeProto] = []
+            after = self._reader(waiting[-1].output[0])
+            for _ in range(9):  # an activation may be two operators, each behind a pair
+                if after is None or after.op_type not in _PAIR | _FOLLOWS:
+                    break
+                pair.append(after)
+                if after.op_type in _FOLLOWS:
+                    waiting, pair = waiting + pair, []
+                after = self._reader(after.output[0])
         found: set[int] = set()
         while waiting:
             node = waiting.pop()
@@ -185,7 +188,7 @@ class _Rewrite:
         product = self._makers.get(_other(scaled, cast.output[0])) if cast and scaled else None
         kinds = [each.op_type if each else "" for each in (source, cast, scaled, product)]
         if not source or not cast or not scaled or not product or kinds != _DYNAMIC_KINDS:
-            raise self._refused(f"is not among {', '.join(_DYNAMIC_KINDS)}")
+            raise self._refused(f"stands between other operators than {', '.join(_DYNAMIC_KINDS)}")
         if source.output[1] not in product.input:
             raise self._refused("is not scaled by its input's scale")
         nodes, bias = [product, cast, scaled], ""

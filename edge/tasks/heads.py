@@ -134,7 +134,8 @@ def _is_possible(head: Head, shape: tuple[int, ...], size: Size, classes: int | 
     if (classes is None and head != "nms") or not any(_fits([shape], form) for form in HEADS[head](classes or 0)):
         return False
     places = {"fastestdet": shape[1] * shape[-1], "yolov8": shape[1]}.get(head, shape[0])
-    one, three = (_strides(size, places, each) is not None for each in (1, 3))
+    # Heads of one grid are FastestDet's alone; other models give the boxes, scores and landmarks of a grid apart.
+    one, three = (len(_strides(size, places, each) or ()) > (head != "fastestdet") for each in (1, 3))
     return {"yolov5": one or three, "nms": not one and not three and places <= MAX_CANDIDATES}.get(head, one)
 
 

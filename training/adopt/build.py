@@ -1,38 +1,37 @@
-"""A bundle for a deployed classifier, from clean images without labels; each part is a file in the work folder."""
+"""A bundle for a deployed model, from clean images without labels; each part is a file in the work folder."""
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
 from rws.edge.common.provenance import provenance
+from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import clean_tensors, shallow_tensors
-from rws.edge.preprocess import InputSpec
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
 from rws.errors import InputError, OperatorError
 from rws.oracle.policy import GainTable, ReferencePolicy
-from rws.records import Mix
 from rws.training.adopt.model import ImportedModel
 from rws.training.adopt.recipe import AdoptRecipe
-from rws.training.adopt.trainable import layers_within, signature_bytes, stem, trainable
-from rws.training.adopt.tuning import Tuned, distil
+from rws.training.adopt.trainable import AnyBatch, layers_within, signature_bytes, stem, trainable
+from rws.training.adopt.tuning import Tuned, recalibrated
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.clean_images import CleanImages
-from rws.training.data.images import Images
-from rws.training.evaluation.evaluator import as_input, percent_right
-from rws.training.evaluation.gain import count_answers, measure_gain
+from rws.training.evaluation.evaluator import as_input, outputs_of
+from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
@@ -44,11 +43,16 @@ from rws.training.oracle.sampling import LEVELS
 from rws.training.oracle.tiles import bundled_network, count_steps, fit_view_oracle, probe_step
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
+from rws.training.tasks.base import Tensors
+from rws.training.tasks.registry import make_objective
 
 SMALLEST_CROP = 128  # pixels; smaller inputs are trained on whole
 FEWEST = 16  # images
+FIRST = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")  # of them a first bundle is made
+LARGEST = 2**29  # bytes of outputs that are kept
+FEWEST_AT_ONCE = 8  # images of a fixed batch whose mean and spread say something
 
-# Corruptions whose training starts at the signature of one before them; all others start at that of `ALL`.
+# Corruptions whose training may start at the signature of one before them; all may at that of `ALL`.
 BEGINS_FROM = {
     "shot_noise": "gaussian_noise",
     "impulse_noise": "gaussian_noise",
@@ -65,13 +69,27 @@ BEGINS_FROM = {
 ALL = "all"  # not a corruption: the start of all signatures, trained on images of which each has another corruption
 
 # Parts of the recipe that decide a signature, next to the number of its steps.
-TUNED_BY = ("common", "batch_size", "learning_rate", "warmup", "soft", "temperature", "draws", "most", "severities")
+TUNED_BY = (
+    "common",
+    "batch_size",
+    "learning_rate",
+    "warmup",
+    "soft",
+    "temperature",
+    "draws",
+    "most",
+    "severities",
+    "recalibrate",
+)
 
-ADOPT_VERSION = 1  # raise it when the same model, images and recipe give other files
+ADOPT_VERSION = 2  # raise it when the same model, images and recipe give other files
 
 
 class HeldOutScores(TypedDict):
-    """Agreement with the labels on held-out images, percent: clean; at severity 5 with no patch, perfect oracle."""
+    """Agreement with the labels, or the clean model, on held-out images by the task's metric, percent.
+
+    `clean`: of clean images; at severity 5 with no patch, and with the perfect oracle.
+    """
 
     clean: float
     no_patch_severity_5: float
@@ -82,8 +100,8 @@ class AdoptionBuild:
     """The jobs of one build. A signature brings the output on corrupted images back to the model's own on clean ones.
 
     Args:
-        images: clean images of the model's size. Accuracy is agreement with their labels, else with the clean model.
-        classes: names in the order of the logits; None: `class 0`, ….
+        images: clean images of the model's size. What counts is agreement with their labels, else the clean model.
+        classes: names in the order of the outputs; None: the model's, else `class 0`, ….
         progress: called with {job, seconds, …}.
     Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
     """
@@ -99,25 +117,29 @@ class AdoptionBuild:
         name: str = "adopted",
         progress: Progress | None = None,
     ) -> None:
-        pixels = images.pixels
+        pixels, spec = images.pixels, model.input
         if len(pixels) < FEWEST:
             found = f"found {len(pixels)} images, expected {FEWEST} or more, better a hundred"
             raise InputError(f"{found}; if it is a video, take more of its frames with a smaller --every")
-        if tuple(pixels.shape[1:]) != (3, model.size, model.size):
-            raise InputError(f"images are {tuple(pixels.shape[1:])}, the model takes {model.size} px")
-        self.classes = _checked(classes, model.classes)
+        if tuple(pixels.shape[1:]) != (3, spec.height, spec.width):
+            raise InputError(f"images are {tuple(pixels.shape[1:])}, the model takes {spec.height}x{spec.width} px")
+        self.classes = _checked(model.classes if classes is None else classes, model)
+        self.size = (spec.height, spec.width)
+        self.objective = make_objective(model.task, self.classes, self.size, recipe.soft, recipe.temperature)
         self.model, self.recipe, self.work, self.name = model, recipe, work, name
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(recipe.seed))
         if images.sequential:
             order = torch.arange(len(pixels)).flip(0)
-        count = max(1, min(recipe.held_out_most, round(recipe.held_out * len(pixels))))
-        self.train, self._held_out, self._more = pixels[order[count:]], pixels[order[:count]], images.more
+        kept = min(recipe.held_out_most, LARGEST // self._output_bytes)
+        count = max(1, min(kept, round(recipe.held_out * len(pixels))))
+        self.train, self.held_out, self._more = pixels[order[count:]], pixels[order[:count]], images.more
         self._labels = None if images.labels is None else images.labels[order[:count]]
         self._proto = onnx.load_model_from_string(model.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
         self.tensors = shallow_tensors(self._proto, self.layers)
         keep_freed_memory()
         self.why_shallow = ""
+        self._aims: Tensors = ()
         self.target, self._network, self._parameters = self._trainable()
         work.mkdir(parents=True, exist_ok=True)
         self._store = Store(work, "keep")  # `--quick` and the full training share the default folder
@@ -125,16 +147,20 @@ class AdoptionBuild:
         kinds = {"frames": "frame", "steps": "step", "answers": "answer"}
         self._report = partial(job_log, work, progress=progress, left=self._left, kinds=kinds)
 
-    def _trainable(self) -> tuple[str, nn.Module, dict[str, Tensor]]:
-        proto, tensors, size = self._proto, self.tensors, self.model.size
+    def _trainable(self) -> tuple[str, AnyBatch, dict[str, Tensor]]:
+        proto, tensors, how = self._proto, self.tensors, (self.model.input, self.model.batch)
         try:
             if self.recipe.target != "shallow":
-                return ("output", *trainable(proto, tensors, size))
+                return ("output", *trainable(proto, tensors, *how))
         except OperatorError as error:
             if self.recipe.target == "output":
                 raise
             self.why_shallow = str(error)
-        return ("shallow", *trainable(stem(proto, tensors), tensors, size))
+        return ("shallow", *trainable(stem(proto, tensors), tensors, *how))
+
+    @property
+    def _output_bytes(self) -> int:
+        return 4 * sum(math.prod(shape) for shape in self.model.shapes)
 
     @property
     def share(self) -> float:
@@ -147,108 +173,130 @@ class AdoptionBuild:
         return clean_tensors(self._proto, self.tensors)
 
     @cached_property
-    def held_out(self) -> Images:
-        """The held-out images; labels are the clean model's predictions if none were given."""
-        labels = self._labels
-        if labels is None:
-            model = self._clean_model()
-            parts = [model.predict(as_input(part))[0] for part in torch.split(self._held_out, 25)]
-            labels = torch.from_numpy(np.concatenate(parts).argmax(1))
-        return Images(self._held_out, labels, self.classes)
+    def reference(self) -> tuple[NDArray[Any], ...]:
+        """What is right for the held-out images: the clean model's outputs, or logits of the labels."""
+        if self._labels is not None:
+            return (np.eye(len(self.classes), dtype=np.float32)[self._labels.numpy()],)
+        return outputs_of(self._deployed(None), self.held_out, self.model.input)
 
-    def _clean_model(self) -> OnnxModel:
-        return OnnxModel(self.model.onnx, None, self.tensors, "cpu", torch.get_num_threads())
+    def _deployed(self, signatures: SignatureSet | None) -> OnnxModel:
+        how = ("cpu", torch.get_num_threads(), "auto", self.size, self.model.outputs)
+        return OnnxModel(self.model.onnx, signatures, self.tensors, *how)
 
     def _plan(self) -> None:
-        recipe, held_out, plan = self.recipe, len(self._held_out), self._left.plan
+        recipe, held_out, plan = self.recipe, len(self.held_out), self._left.plan
         for name in (ALL, *CORRUPTIONS) if recipe.common else CORRUPTIONS:
-            plan(f"signature-{name}", "frame", len(self._crops))
-            plan(f"signature-{name}", "step", recipe.common if name == ALL else recipe.steps)
+            steps = recipe.common if name == ALL else recipe.steps
+            plan(f"signature-{name}", "frame", len(self._crops(steps)))
+            plan(f"signature-{name}", "step", steps)
         clean, corrupted = count_answers(recipe.calibration, held_out, len(CORRUPTIONS))
-        answers, sample = clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), as_input(self._held_out[:25])
-        plan("gain", "answer", answers, partial(self._clean_model().predict, sample), len(sample))
+        answers, sample = clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), self.held_out[:25]
+        model = self._deployed(None)
+        plan("gain", "answer", answers, partial(model.predict, as_input(sample, self.model.input)), len(sample))
         plan("oracle", "frame", recipe.oracle.frames)
-        steps = count_steps(recipe.oracle, self.model.size)
-        probe = partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.model.size)
+        steps = count_steps(recipe.oracle, self.size)
+        probe = partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.size)
         plan("oracle", "oracle step", steps, probe)
 
     @cached_property
     def _identity(self) -> list[Any]:
         digest = hashlib.sha256(self.model.onnx)
         digest.update(self.train.numpy().tobytes())
-        digest.update(self._held_out.numpy().tobytes())
+        digest.update(self.held_out.numpy().tobytes())
         return [digest.hexdigest(), self.recipe.seed]
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
         return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
 
     @cached_property
-    def _crop(self) -> int:
-        """Side of what is trained on: the whole image if the network takes no smaller one."""
-        size = self.model.size
-        crop = int(size * self.recipe.crop) // 8 * 8
-        if crop >= size or size < SMALLEST_CROP:
-            return size
+    def _crop(self) -> tuple[int, int]:
+        """Height and width of what is trained on: the whole image if the network takes no smaller one."""
+        height, width = (int(side * self.recipe.crop) // 32 * 32 for side in self.size)
+        if (height, width) == self.size or min(self.size) < SMALLEST_CROP or min(height, width) < 32:
+            return self.size
         try:
             with torch.no_grad():
-                found = self._network(torch.zeros(2, 3, crop, crop))[0]
+                found = self._network(to_input(self.train[:2, :, :height, :width], self.model.input))
         except (RuntimeError, OperatorError):
-            return size
-        return crop if self.target == "shallow" or found.shape == (2, self.model.classes) else size
+            return self.size
+        fits = len(self.model.shapes[0]) > 1 or found[0].shape[1:] == self.model.shapes[0]
+        return (height, width) if self.target == "shallow" or fits else self.size
 
-    @cached_property
-    def _crops(self) -> Tensor:
-        """Where each corrupted image is cropped: top and left, int64 (draws · N, 2)."""
-        draws, count = max(1, min(self.recipe.draws, self.recipe.most // len(self.train))), len(self.train)
-        generator = torch.Generator().manual_seed(self.recipe.seed)
-        return torch.randint(0, self.model.size - self._crop + 1, (draws * count, 2), generator=generator)
+    def _crops(self, steps: int) -> Tensor:
+        """Which image each corrupted one is made of, and top and left of its crop: int64 (M, 3)."""
+        recipe, count = self.recipe, len(self.train)
+        # More than are used four times would cost more to corrupt than they teach.
+        enough = max(recipe.batch_size, steps * recipe.batch_size // 4)
+        made = min(max(1, min(recipe.draws, recipe.most // count)) * count, enough)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        room = torch.tensor(self.size) - torch.tensor(self._crop) + 1
+        places = torch.randint(0, 2**31, (made, 2), generator=generator) % room
+        return torch.cat([torch.arange(made)[:, None] % count, places], 1)
 
-    def _cropped(self, pixels: Tensor, places: Tensor) -> Tensor:
-        crop = self._crop
-        pairs = zip(pixels, places.tolist(), strict=True)
-        return torch.stack([image[:, top : top + crop, left : left + crop] for image, (top, left) in pairs])
+    def _cropped(self, pixels: Tensor, crops: Tensor) -> Tensor:
+        height, width = self._crop
+        pairs = zip(pixels, crops[:, 1:].tolist(), strict=True)
+        return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in pairs])
 
-    @cached_property
-    def _clean_crops(self) -> Tensor:
-        return torch.cat([self._cropped(self.train, places) for places in torch.split(self._crops, len(self.train))])
+    @torch.no_grad()
+    def _clean_outputs(self, crops: Tensor) -> Tensors:
+        return self._network(self._to_input(self._cropped(self.train[crops[:, 0]], crops)))
 
-    @cached_property
-    def _aim(self) -> Callable[[Tensor], Tensor]:
-        """Gives what the clean network gives for crops, by their places among all of them; logits for `output`."""
+    def _aim(self, crops: Tensor) -> Callable[[Tensor], Tensors]:
+        """Return what gives the clean network's outputs for some of these crops, by their places."""
+        if self.target == "shallow" or len(crops) * self._output_bytes > LARGEST:
+            return lambda index: self._clean_outputs(crops[index])
+        if not self._aims or len(self._aims[0]) < len(crops):  # fewer crops are the first of more
+            parts = [self._clean_outputs(part) for part in torch.split(crops, 25)]
+            self._aims = tuple(torch.cat(output) for output in zip(*parts, strict=True))
+        return lambda index: tuple(output[index] for output in self._aims)
 
-        def clean(pixels: Tensor) -> Tensor:
-            with torch.no_grad():
-                return cast(Tensor, self._network(to_input(pixels))[0])
+    def _to_input(self, pixels: Tensor) -> Tensor:
+        return to_input(pixels, self.model.input)
 
-        if self.target == "shallow":  # it gives too much to be kept for all crops
-            return lambda index: clean(self._clean_crops[index])
-        logits = torch.cat([clean(part) for part in torch.split(self._clean_crops, 25)])
-        return lambda index: logits[index]
-
-    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _loss(self, student: Tensors, teacher: Tensors) -> Tensor:
         if self.target == "shallow":
-            return match_shallow(student, teacher)
-        return distil(student, teacher, self.recipe.soft, self.recipe.temperature)
+            return match_shallow(student[0], teacher[0])
+        return self.objective.loss(student, teacher)
 
-    def _corrupted(self, corruption: str) -> Tensor:
+    def _corrupted(self, corruption: str, crops: Tensor) -> Tensor:
         count, (low, high) = len(self.train), self.recipe.severities
         parts = []
-        for draw, places in enumerate(torch.split(self._crops, count)):
-            seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), count)
+        for draw, part in enumerate(torch.split(crops, count)):
+            seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), len(part))
             severity = (low + (high - low) * ((seeds >> 16) % 65536).float() / 65535).clamp(max=5)
+            pixels = self.train[part[:, 0]]
             if corruption == ALL:
-                types = torch.arange(draw, draw + count) % len(CORRUPTIONS)
-                pixels = corrupt_mixed(self.train, types, severity, seeds)
+                types = torch.arange(draw, draw + len(part)) % len(CORRUPTIONS)
+                pixels = corrupt_mixed(pixels, types, severity, seeds)
             else:
-                pixels = corrupt(self.train, corruption, severity, seeds)
-            parts.append(self._cropped(pixels, places))
+                pixels = corrupt(pixels, corruption, severity, seeds)
+            parts.append(self._cropped(pixels, part))
         return torch.cat(parts)
 
+    def check(self) -> None:
+        """Take a step in thought, before hours of them: raise InputError if the loss has no gradient.
+
+        Raises StrategyUnavailableError if the weights of the deployed model cannot be changed here.
+        """
+        self._deployed(None)
+        crops = self._crops(self.recipe.steps)[:FEWEST]
+        tuned, aim = Tuned(self._network, self._parameters, {}), self._clean_outputs(crops)
+        loss = self._loss(tuned(self._to_input(self._corrupted(ALL, crops))), aim)
+        gradients: Sequence[Tensor | None] = [None]
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, list(tuned.parameters()), allow_unused=True)
+        sizes = [0.0 if gradient is None else float(gradient.abs().max()) for gradient in gradients]
+        if not math.isfinite(sum(sizes)) or max(sizes) == 0:
+            found = "is not finite" if max(sizes) else "does not change with the weights"
+            outputs = f"the loss of the task {self.model.task.name} on {', '.join(self.model.outputs)}"
+            raise InputError(f"model: {outputs} {found}; name others with --output, or another --task"[:400])
+
     def signature(self, corruption: str) -> Deltas:
-        """Return the float32 signature of one corruption, or of `ALL`."""
+        """Return the float32 signature of one corruption, or of `ALL`; InputError if training left it at zero."""
         steps = self.recipe.common if corruption == ALL else self.recipe.steps
         settings = {key: getattr(self.recipe, key) for key in TUNED_BY} | {"steps": steps}
-        made_by = [settings, self._crop, self.target, list(self.tensors), corruption]
+        made_by = [settings, self._crop, self.target, asdict(self.model.task), list(self.tensors), corruption]
         entry = self._entry(f"signature-{corruption}.safetensors", DELTAS, *made_by)
         plan = Plan(steps, max(1, steps // 10), self.recipe.warmup, repr([self._identity, *made_by]))
         made = entry.get(lambda: self._tune(corruption, plan, entry.checkpoint))
@@ -256,17 +304,18 @@ class AdoptionBuild:
         return made
 
     def _tune(self, corruption: str, plan: Plan, checkpoint: Path | None) -> Deltas:
-        recipe = self.recipe
+        recipe, report = self.recipe, self._report(f"signature-{corruption}")
         before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
-        tuned = Tuned(self._network, self._parameters, self.signature(before) if before else {})
-        aim, report = self._aim, self._report(f"signature-{corruption}")
-        pixels = self._corrupted(corruption)
+        begun = [self.signature(before)] if before else []
+        crops = self._crops(plan.steps)
+        pixels, aim = self._corrupted(corruption, crops), self._aim(crops)
         report({"frames": len(pixels), "frames_left": 0})
+        tuned = Tuned(self._network, self._parameters, self._start(pixels, crops, aim, begun))
 
         def loss_of(draw: tuple[Tensor, bool]) -> Tensor:
             index, mirrored = draw
             x = pixels[index].flip(3) if mirrored else pixels[index]
-            return self._loss(tuned(to_input(x)), aim(index))
+            return self._loss(tuned(self._to_input(x)), aim(index))
 
         train(
             tuned,
@@ -277,88 +326,132 @@ class AdoptionBuild:
             checkpoint=checkpoint,
             report=report,
         )
+        deltas = {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
+        if not any(delta.any() for delta in deltas.values()):
+            raise InputError(f"signature {corruption!r} is zero after {plan.steps} steps; raise learning_rate or steps")
         report({"done": True})
-        return {name: delta.detach().contiguous() for name, delta in tuned.deltas().items()}
+        return deltas
+
+    @torch.no_grad()
+    def _start(self, pixels: Tensor, crops: Tensor, aim: Callable[[Tensor], Tensors], begun: list[Deltas]) -> Deltas:
+        """Return where training begins: what has least loss of nothing, recalibrations, the signatures in `begun`."""
+        count = min(len(pixels), self.recipe.recalibrate)
+        if not count:
+            return begun[0] if begun else {}
+        index = torch.arange(count)
+        x, found = self._to_input(pixels[:count]), [{}, *begun]
+        if (self.model.batch or FEWEST) >= FEWEST_AT_ONCE:
+            clean = self._to_input(self._cropped(self.train[crops[:count, 0]], crops[:count]))
+            how = (self._network, self._parameters, clean, x)
+            found += [recalibrated(*how, strength) for strength in (1.0, 0.5)]
+        losses = [float(self._loss(Tuned(self._network, self._parameters, each)(x), aim(index))) for each in found]
+        return found[int(np.nanargmin(losses))]
 
     def _draws(self, count: int) -> Iterator[tuple[Tensor, bool]]:
         """Which crops each step takes, int64, and whether they are mirrored: without end, and the same at each call."""
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.seed, "signature training"))
         batch, order = min(self.recipe.batch_size, count), torch.empty(0, dtype=torch.int64)
+        # A mirrored image has nearly the same classes; a map, or what the first deep layer sees, is mirrored too.
+        mirror = self.target == "output" and self.model.task.name in ("classify", "multilabel")
         while True:
             if len(order) < batch:
                 order = torch.randperm(count, generator=generator)
             index, order = order[:batch], order[batch:]
-            # A mirrored image has nearly the same softmax; what the first deep layer sees is mirrored too.
-            yield index, self.target == "output" and bool(torch.rand((), generator=generator) < 0.5)
+            yield index, mirror and bool(torch.rand((), generator=generator) < 0.5)
 
-    @cached_property
-    def signatures(self) -> SignatureSet:
-        """All signatures, quantised."""
-        made = {name: self.signature(name) for name in CORRUPTIONS}
+    def signatures(self, names: Sequence[str] = CORRUPTIONS) -> SignatureSet:
+        """Return the signatures of some corruptions, quantised."""
+        made = {name: self.signature(name) for name in names}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
         recipe = self.recipe
         return SignatureSet.from_deltas(deltas, recipe.bits, recipe.per, clean_hash=shallow_sha256(self.clean))
 
-    def gain(self) -> tuple[GainTable, HeldOutScores]:
-        """Return the gain table, whose cells are mean probabilities of the label, and its held-out scores."""
-        digest = hashlib.sha256(self.signatures.to_bytes()).hexdigest()
+    def gain(self, names: Sequence[str] = CORRUPTIONS) -> tuple[GainTable, HeldOutScores | None]:
+        """Return the gain table, whose cells are soft agreement, and held-out scores; of some signatures None."""
+        signatures, recipe, job = self.signatures(names), self.recipe.calibration, "gain"
+        if len(names) < len(CORRUPTIONS):
+            recipe, job = recipe.quick(), "first-gain"
+            recipe = replace(recipe, images=12, coarse_images=5)
+        digest = hashlib.sha256(signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
-        entry = self._entry("gain.npz", ARRAYS, digest, self.recipe.calibration, labels, "mean probability, no_patch")
-        arrays = dict(entry.get(self._measure_gain))
-        self._left.finish("gain")
-        scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
+        entry = self._entry(f"{job}.npz", ARRAYS, digest, recipe, labels, asdict(self.model.task))
+        arrays = dict(entry.get(lambda: self._measure_gain(job, signatures, recipe)))
+        self._left.finish(job)
+        scores: HeldOutScores | None = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 
-    def _measure_gain(self) -> dict[str, NDArray[Any]]:
-        report = self._report("gain")
-        model = OnnxModel(self.model.onnx, self.signatures, self.tensors, "cpu", torch.get_num_threads())
-        how = (model, self.signatures.names, self.held_out, self.recipe.calibration, LEVELS)
-        table = measure_gain(*how, seed=self.recipe.seed, soft=True, report=report)
-        scores = self._held_out_scores(model, table)
+    def _measure_gain(self, job: str, signatures: SignatureSet, recipe: CalibrationRecipe) -> dict[str, NDArray[Any]]:
+        report, model = self._report(job), self._deployed(signatures)
+
+        def score(model: PatchableModel, pixels: Tensor) -> float:
+            aim = [output[: len(pixels)] for output in self.reference]
+            return 100 * float(self.objective.scores(outputs_of(model, pixels, self.model.input), aim).mean())
+
+        how = (model, signatures.names, self.held_out, recipe, LEVELS, score)
+        table = measure_gain(*how, seed=self.recipe.seed, report=report)
+        scores = self._held_out_scores(model, table) if job == "gain" else None
         report({"done": True})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
-        policy, data = ReferencePolicy(table, "perfect"), self.held_out
+        policy, pixels = ReferencePolicy(table, "perfect"), self.held_out
 
-        def right(pixels: Tensor, mix: Mix) -> float:
-            model.apply(mix)
-            return percent_right(model, pixels, data.labels)
+        def agreement(images: Tensor) -> float:
+            return self.objective.agreement(outputs_of(model, images, self.model.input), self.reference)
 
-        scores = []
+        model.reset()
+        clean, scores = agreement(pixels), []
         for name in CORRUPTIONS:
-            seeds = seeds_for(derive_seed(self.recipe.seed, "validation", name, 5), len(data))
-            pixels = corrupt(data.pixels, name, 5, seeds)
-            scores.append([right(pixels, {}), right(pixels, policy.mix(name, 5))])
+            seeds = seeds_for(derive_seed(self.recipe.seed, "validation", name, 5), len(pixels))
+            corrupted = corrupt(pixels, name, 5, seeds)
+            model.reset()
+            unpatched = agreement(corrupted)
+            model.apply(policy.mix(name, 5))
+            scores.append([unpatched, agreement(corrupted)])
         unpatched, patched = (round(float(np.mean(reached)), 2) for reached in zip(*scores, strict=True))
-        clean = round(right(data.pixels, {}), 2)
-        return HeldOutScores(clean=clean, no_patch_severity_5=unpatched, perfect_severity_5=patched)
+        return HeldOutScores(clean=round(clean, 2), no_patch_severity_5=unpatched, perfect_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""
         more = 0 if self._more is None else hashlib.sha256(self._more.numpy().tobytes()).hexdigest()
         entry = self._entry("oracle.npz", SCORED, self.recipe.oracle, more)
-        return entry.get(lambda: self._make_oracle(entry.checkpoint))
+        found = entry.get(lambda: self._make_oracle(entry.checkpoint))
+        self._left.finish("oracle")
+        return found
 
     def _make_oracle(self, checkpoint: Path | None) -> tuple[bytes, OracleScores]:
         report = self._report("oracle", kinds={"frames": "frame", "steps": "oracle step"})
         images = self.train if self._more is None else torch.cat([self.train, self._more])
         recipe, seed = self.recipe.oracle, self.recipe.seed
-        made = fit_view_oracle(images, self._held_out, recipe, seed=seed, checkpoint=checkpoint, report=report)
+        made = fit_view_oracle(images, self.held_out, recipe, seed=seed, checkpoint=checkpoint, report=report)
         report({"done": True})
         return made
 
     def bundle(self, out: Path) -> None:
-        """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained."""
+        """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
+
+        If there is no bundle yet, one of the first signatures is written on the way; its manifest says `partial`.
+        """
         check_bundle_folder(out)
+        self.check()
         self._plan()
-        signatures, (table, agreement) = self.signatures, self.gain()
+        if not out.exists():
+            self._write(out, FIRST)
+        self._write(out, CORRUPTIONS)
+
+    def _write(self, out: Path, names: Sequence[str]) -> None:
+        signatures, (table, agreement) = self.signatures(names), self.gain(names)
         oracle, scores = self.oracle()
-        prior = scores.pop("prior")
+        found: dict[str, Any] = dict(scores)
+        prior = found.pop("prior")
+        partial_of = {"partial": f"{len(names)} of {len(CORRUPTIONS)} signatures; the build goes on"}
+        aim = "the clean model on the clean image" if self._labels is None else "the labels"
         parts = BundleParts(
             name=self.name,
             classes=self.classes,
-            input=InputSpec(self.model.size, self.model.size, "RGB"),
+            input=self.model.input,
+            task=self.model.task,
+            outputs=self.model.outputs,
             model=self.model.onnx,
             signatures=signatures,
             oracle=oracle,
@@ -370,24 +463,29 @@ class AdoptionBuild:
                 target=self.target,
                 layers=self.layers,
                 model_changes=list(self.model.changes),
-                data={"pictures": len(self.train), "held_out": len(self._held_out), "identity": self._identity[0]},
+                data={"pictures": len(self.train), "held_out": len(self.held_out), "identity": self._identity[0]},
             ),
             measured={
+                **({} if len(names) == len(CORRUPTIONS) else partial_of),
                 "split": "held-out images",
-                "what": "agreement with the clean model on the clean image" if self._labels is None else "accuracy",
-                **agreement,
-                "signature_bytes": round(len(signatures.to_bytes()) / len(CORRUPTIONS)),
+                "what": f"{self.objective.metric}, agreement with {aim}",
+                **(agreement or {}),
+                "signature_bytes": round(len(signatures.to_bytes()) / len(names)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),
-                "oracle": scores,
+                "oracle": found,
             },
         )
         write_bundle(out, parts)
+        if len(names) < len(CORRUPTIONS):
+            self._report("first-bundle")({"done": True, "signatures": len(names), "bundle": str(out)})
 
 
-def _checked(classes: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    names = tuple(f"class {place}" for place in range(count)) if classes is None else tuple(classes)
-    if wrong := [name for name in names if not name or not name.isprintable()]:
+def _checked(classes: Sequence[str] | None, model: ImportedModel) -> tuple[str, ...]:
+    count = model.class_count
+    if classes is None:
+        classes = model.outputs if count is None else [f"class {place}" for place in range(count)]
+    if wrong := [name for name in classes if not name or not name.isprintable()]:
         raise InputError(f"class name {wrong[0]!r} is not printable text; a bundle cannot hold it")
-    if len(names) != count:
-        raise InputError(f"{len(names)} class names, but the model gives {count} logits")
-    return names
+    if count is not None and len(classes) != count:
+        raise InputError(f"{len(classes)} class names, but the model gives {count} classes")
+    return tuple(classes)

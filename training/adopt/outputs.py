@@ -2,22 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from rws.edge.onnx.graph import data_inputs
-from rws.edge.tasks.base import TaskSpec
+from rws.edge.tasks.base import Head, TaskName, TaskSpec
 from rws.edge.tasks.heads import guess_head
 from rws.errors import BundleError, UsageError, check_known
 from rws.training.adopt.graph import HEAVY, last_node, producers
 
-TaskName = Literal["classify", "multilabel", "detect", "segment", "raw"]
-Head = Literal["", "fastestdet", "yolov5", "yolov8", "yolox", "nms"]
 _OF_ULTRALYTICS: Mapping[str, TaskName] = {"detect": "detect", "classify": "classify"}  # all else is raw
-_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div")  # what logits come from; features come from pooling, too
+# What logits come from; features come from pooling, too.
+_LOGITS = (*HEAVY, "Add", "Clip", "Mul", "Sub", "Div", "QGemm", "QLinearConv", "QLinearMatMul", "QLinearAdd")
 _FEW = 6  # outputs that a message lists
 
 
@@ -43,6 +42,11 @@ def check_wanted(wanted: Wanted, proto: onnx.ModelProto) -> None:
     """Raise UsageError if an output is named that is not a value of the graph."""
     unknown = [name for name in wanted.outputs if name not in producers(proto)]
     check_known("output", unknown, [value.name for value in proto.graph.output])
+
+
+def by_ultralytics(proto: onnx.ModelProto) -> bool:
+    """Return whether the file says that Ultralytics exported it: its task is in it, and it takes RGB 0…1."""
+    return any("Ultralytics" in entry.value for entry in proto.metadata_props if entry.key in ("author", "description"))
 
 
 def count_classes(task: TaskSpec, shapes: Sequence[tuple[int, ...]]) -> int | None:
@@ -80,9 +84,9 @@ def find_task(
         )
     if loose := [name for name, array in floats.items() if not np.isfinite(array).all()]:
         raise BundleError(f"model: output {loose[0]} is not finite for random images; train or export it again")
-    told = {entry.key: entry.value for entry in proto.metadata_props}
     task, reason = wanted.task or ("detect" if wanted.head else None), "as --task says"
-    if task is None and "Ultralytics" in told.get("author", "") + told.get("description", ""):
+    if task is None and by_ultralytics(proto):
+        told = {entry.key: entry.value for entry in proto.metadata_props}
         task, reason = _OF_ULTRALYTICS.get(told.get("task", ""), "raw"), "as the file's metadata says"
     if task == "raw":
         return Reading(TaskSpec("raw"), tuple(floats), reason)
@@ -111,7 +115,7 @@ class _Outputs:
     def kind(self, output: str) -> str:
         """Return the operator that an output comes from, nodes skipped that only move its values."""
         node = last_node(self.proto, output)
-        while node is not None and node.op_type == "Transpose":
+        while node is not None and node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear"):
             node = last_node(self.proto, node.input[0])
         return "" if node is None else node.op_type
 
@@ -200,7 +204,7 @@ class _Outputs:
             )
         if count == 1 and task != "multilabel":
             raise UsageError(f"{fault}: say --task multilabel if it is a label's logit or probability, else --task raw")
-        if kind not in ("Softmax", "Sigmoid") and values.min() >= 0 and values.max() <= 1:
+        if kind not in ("Softmax", "Sigmoid", *HEAVY) and values.min() >= 0 and values.max() <= 1:
             raise UsageError(
                 f"{fault} within 0…1, not logits: name what they come from with --output, or say --task raw"
             )

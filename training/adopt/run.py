@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rws.errors import UsageError
 from rws.terminal import say
@@ -67,15 +68,21 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     names = None if options.names is None else read_names(options.names)
     given = options.preprocessing or Preprocessing()
     model = adopt_model(
-        load_model(options.model, options.size), ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers)
+        load_model(options.model, options.size),
+        ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
-    how = f"{given} (given)"
+    how, unclear = f"{given} (given)", None
     if options.preprocessing is None:
-        found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
-        model = with_preprocessing(model, found)
+        try:
+            found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
+            model = with_preprocessing(model, found)
+        except UsageError as error:
+            how, unclear = "not clear", error
     for line in understood(model, how, recipe.layers):
         say(line)
+    if unclear is not None:
+        raise unclear
     if options.dry_run:
         return
     name = Path(options.model).stem.replace(":", "-")
@@ -87,23 +94,26 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)
-    scores = build.gain()[1]
-    measured = "accuracy" if options.labels else "agreement with the clean model on clean images"
-    won = f"{scores['no_patch_severity_5']} % with no patch, {scores['perfect_severity_5']} % with the perfect oracle"
-    say(f"held-out images at severity 5, {measured}: {won}")
+    if scores := build.gain()[1]:
+        measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
+        no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
+        won = f"{no_patch} % with no patch, {perfect} % with the perfect oracle"
+        say(f"held-out images at severity 5, {measured}: {won}")
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 
 def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanImages, list[str] | None]:
     classes, size = None if model.classes is None else list(model.classes), (model.input.height, model.input.width)
+    how: dict[str, Any] = {"fit": model.input.fit, "every": options.every}
     if options.labels:
+        if model.task.name != "classify":
+            raise UsageError(f"--labels: images in folders of classes say nothing of the task {model.task.name}")
         found = load_labelled(options.images, size, classes or model.class_count or 0, limit=options.limit)
         images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
-        images = load_clean_images(options.images, size, every=options.every, limit=options.limit, keep=options.work)
+        images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, **how)
     if options.more_images is not None:
-        limit, every = 10 * options.limit, options.every
-        more = load_clean_images(options.more_images, size, every=every, limit=limit, keep=options.work)
+        more = load_clean_images(options.more_images, size, limit=10 * options.limit, keep=options.work, **how)
         images = replace(images, more=more.pixels)
     return images, classes
 

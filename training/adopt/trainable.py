@@ -1,4 +1,4 @@
-"""A classifier's graph as a torch module whose shallow tensors can be trained, and how many of them to take."""
+"""A model's graph as a torch module whose shallow tensors can be trained, and how many of them to take."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -10,31 +10,53 @@ from torch import Tensor, nn
 
 from rws.edge.onnx.graph import shallow_tensors, split_after
 from rws.edge.onnx.torch_graph import to_torch
+from rws.edge.preprocess import InputSpec
 from rws.errors import InputError, OperatorError
-from rws.training.adopt.graph import compare, run_onnx
+from rws.training.adopt.graph import Runner, compare
 from rws.training.models.fit import channels_last
 from rws.training.signatures.tuned import train_only
+from rws.training.tasks.base import Tensors
 
 BUDGET = 0.006  # part of the model's bytes that one signature may take if no number of layers is given
 _BYTES_A_CHANNEL = 9  # a weight's scale, and a bias with its scale
 _BYTES_A_TENSOR = 2 * 130  # what the file's header says about a tensor and its scale
 
 
-def trainable(proto: onnx.ModelProto, tensors: Sequence[str], size: int) -> tuple[nn.Module, dict[str, Tensor]]:
+class AnyBatch(nn.Module):
+    """A network whose batch may be fixed: any number of images, as the graph takes them, to a tuple of its outputs."""
+
+    def __init__(self, network: nn.Module, batch: int | None) -> None:
+        super().__init__()
+        self.network, self._batch = network, batch
+
+    def forward(self, x: Tensor) -> Tensors:
+        """Run the network, in parts if its batch is fixed; the last one is filled up."""
+        if self._batch is None:
+            return tuple(self.network(x))
+        missing = -len(x) % self._batch
+        parts = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]).split(self._batch)
+        outputs = zip(*(self.network(part) for part in parts), strict=True)
+        return tuple(torch.cat(output)[: len(x)] for output in outputs)
+
+
+def trainable(
+    proto: onnx.ModelProto, tensors: Sequence[str], spec: InputSpec, batch: int | None = None
+) -> tuple[AnyBatch, dict[str, Tensor]]:
     """Convert a prepared graph to a torch module in eval mode; return it and its trainable parameters by tensor name.
 
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
-    images = np.random.default_rng(1).random((2, 3, size, size), np.float32)
+    images = (np.random.default_rng(1).random((batch or 2, *spec.shape)) * spec.high).astype(spec.dtype)
     try:
         module, names = to_torch(proto, tensors)
         with torch.no_grad():
-            result = module(torch.from_numpy(images))[0].numpy()
+            outputs = module(torch.from_numpy(images))
     except OperatorError as error:
         raise OperatorError(f"{error}, or train only its shallow part (--target shallow)") from error
-    compare(result, run_onnx(proto, images), "as a torch module")
+    for found, expected in zip(outputs, Runner(proto)(images), strict=True):
+        compare(found.numpy(), expected, "as a torch module")
     parameters = train_only(module.eval(), [names[tensor] for tensor in tensors])
-    return channels_last(module), {tensor: parameters[names[tensor]] for tensor in tensors}
+    return AnyBatch(channels_last(module), batch), {tensor: parameters[names[tensor]] for tensor in tensors}
 
 
 def stem(proto: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

@@ -1,27 +1,18 @@
-"""Tune the shallow tensors of a frozen network in units of the weights' own size."""
+"""A signature of a model that is deployed already: how it is trained, and where its training begins."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from rws.training.signatures.deltas import Deltas
+from rws.training.tasks.base import Tensors
 
-
-def distil(student: Tensor, teacher: Tensor, soft: float, temperature: float) -> Tensor:
-    """Return the Kullback-Leibler divergence of two networks' answers, plus `soft` times that of both softened.
-
-    Both are float32 (N, C) logits. The temperature's square keeps the gradient's size (Hinton et al. 2015, Sec. 2).
-    """
-    softened = _divergence(student / temperature, teacher / temperature)
-    return _divergence(student, teacher) + soft * temperature**2 * softened
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
+_MOST = 5.0  # what a channel is scaled by, or divided
 
 
 def unit_of(clean: Tensor) -> Tensor:
@@ -55,7 +46,60 @@ class Tuned(nn.Module):
         """Return the signature, float32, by tensor name."""
         return {t: unit * moved for (t, unit), moved in zip(self._unit.items(), self.moved, strict=True)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensors:
         """Run the patched network."""
         patched = {self._parameter[t]: self._clean[t] + delta for t, delta in self.deltas().items()}
-        return cast(Tensor, functional_call(self._network[0], patched, x)[0])
+        outputs: Tensors = functional_call(self._network[0], patched, x)
+        return outputs
+
+
+@torch.no_grad()
+def recalibrated(
+    network: nn.Module, tensors: Mapping[str, Tensor], clean: Tensor, corrupted: Tensor, strength: float = 1.0
+) -> Deltas:
+    """Return a signature that gives the patched channels their clean mean and spread back, without any training.
+
+    This is what BatchNorm's statistics of corrupted images would do (Schneider et al. 2020), layer by layer.
+
+    Args:
+        tensors: the parameters, a convolution's weight and then its bias.
+        clean, corrupted: the same images, as the network takes them; more than a dozen.
+        strength: 1 or a part of it.
+    """
+    weights = list(tensors)[::2]
+    with _Statistics({id(tensors[name]): name for name in weights}) as seen:
+        network(clean)
+    with _Statistics(seen.names, seen.found, strength) as corrected:
+        network(corrupted)
+    changed = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}  # what is no 2-D convolution stays
+    for weight, bias in zip(weights, list(tensors)[1::2], strict=True):
+        changed |= zip((weight, bias), corrected.deltas.get(weight, ()), strict=False)
+    return {name: delta.contiguous() for name, delta in changed.items()}
+
+
+class _Statistics(TorchFunctionMode):
+    """Notes mean and spread of each channel of some convolutions; with `aim`, gives them those while a network runs."""
+
+    def __init__(self, names: Mapping[int, str], aim: Mapping[str, Tensors] | None = None, strength: float = 0) -> None:
+        super().__init__()
+        self.names, self._aim, self._strength = names, aim, strength
+        self.found: dict[str, Tensors] = {}
+        self.deltas: dict[str, Tensors] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch; of a convolution that is noted, see above."""
+        output = func(*args, **(kwargs or {}))
+        name = self.names.get(id(args[1])) if func is F.conv2d else None
+        if name is None or (self._aim is not None and name not in self._aim):
+            return output
+        mean, spread = output.mean((0, 2, 3)), output.std((0, 2, 3))
+        if self._aim is None:
+            self.found[name] = mean, spread
+            return output
+        aim, aim_spread = self._aim[name]
+        scale = ((aim_spread + 1e-4) / (spread + 1e-4)).clamp(1 / _MOST, _MOST)
+        scale = 1 + self._strength * (scale - 1)
+        shift = self._strength * (aim - mean * scale)
+        columns = scale.view(-1, 1, 1, 1)
+        self.deltas[name] = args[1] * (columns - 1), args[2] * (scale - 1) + shift
+        return output * columns.transpose(0, 1) + shift.view(1, -1, 1, 1)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import BundleParts, write_bundle
@@ -33,6 +33,7 @@ from rws.oracle.policy import GainTable
 from rws.training.build.recipe import Recipe, check_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
+from rws.training.evaluation.evaluator import percent_right
 from rws.training.evaluation.gain import check_signed, count_answers, measure_gain
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
@@ -280,9 +281,14 @@ class Build:
         inputs = [hashlib.sha256(content).hexdigest() for content in (self._network, signatures.to_bytes())]
         entry, names = self._entry("gain.npz", ARRAYS, recipe, *inputs), signatures.names
 
+        data = self.validation
+
+        def score(model: PatchableModel, pixels: Tensor) -> float:
+            return percent_right(model, pixels, data.labels[: len(pixels)])
+
         def make() -> Mapping[str, NDArray[Any]]:
             model, report = self._patchable(), self._report("gain", kinds={"answers": "answer"})
-            table = measure_gain(model, names, self.validation, recipe, LEVELS, seed=seed, report=report)
+            table = measure_gain(model, names, data.pixels, recipe, LEVELS, score, seed=seed, report=report)
             report({"done": True})
             return table.to_arrays()
 

@@ -22,10 +22,11 @@ _CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
 
 
 def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, as_saved: bool = False) -> Tensor:
-    """Corrupt a batch of images; uint8 (N, 3, H, H) as they are, truncated like the reference, not rounded.
+    """Corrupt a batch of images; uint8 (N, 3, H, W) as they are, truncated like the reference, not rounded.
 
     Args:
-        images: uint8, shape (N, 3, H, H), RGB. Constants are those of the nearest of 32, 64, 224 pixels by ratio.
+        images: uint8, shape (N, 3, H, W), RGB. Constants are those of the nearest of 32, 64, 224 pixels by ratio; one
+            that is not square is the middle of a square, filled up with its mirror images.
         severity: 0…5, real, one for all or shape (N,). 0 leaves an image as it is; between whole severities the
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
@@ -36,7 +37,13 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
     if len(images) == 0:
         return images.clone()
-    size = images.shape[-1]
+    height, width = images.shape[2:]
+    if height != width:
+        rows, columns = (_mirrored(length, max(height, width)) for length in (height, width))
+        square = corrupt(images[:, :, rows][:, :, :, columns], name, severity, seeds, as_saved)
+        top, left = ((len(places) - length) // 2 for places, length in ((rows, height), (columns, width)))
+        return square[:, :, top : top + height, left : left + width].contiguous()
+    size = height
     step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
     parts = zip(*(torch.split(part, step) for part in (images, severity, seeds)), strict=True)
     return torch.cat([_corrupt_chunk(image, name, level, seed, as_saved) for image, level, seed in parts])
@@ -81,10 +88,16 @@ def corrupt_mixed(
     return out
 
 
+def _mirrored(length: int, side: int) -> Tensor:
+    # Which row, or column, of an image is at each place of a square that has it in the middle.
+    place = (torch.arange(side) - (side - length) // 2) % (2 * length)
+    return torch.minimum(place, 2 * length - 1 - place)
+
+
 def _check(images: Tensor, severity: float | Tensor, seeds: Tensor) -> Tensor:
     shape = tuple(images.shape)
-    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or shape[2] < 8:
-        raise InputError(f"expected square uint8 images (N, 3, H, H) of 8 pixels or more, found {images.dtype} {shape}")
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 8:
+        raise InputError(f"expected uint8 images (N, 3, H, W) of 8 pixels or more, found {images.dtype} {shape}")
     severity = torch.as_tensor(severity, dtype=torch.float32, device=images.device)
     if tuple(severity.shape) not in ((), shape[:1]):
         raise InputError(f"expected one severity for all or one per image, found shape {tuple(severity.shape)}")

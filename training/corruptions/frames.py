@@ -7,23 +7,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rws.errors import InputError, UsageError
+from rws.errors import UsageError
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
-def corrupter(spec: str, size: tuple[int, int], seed: int = 0) -> Corrupter:
+def corrupter(spec: str, seed: int = 0) -> Corrupter:
     """Return a function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame.
 
-    `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. `size`: height and
-    width of the frames, pixels, equal. Each frame's noise is drawn from `seed` and its number.
-    Raises InputError if the corruption is unknown, the severity is not 0…5, or the size is not square.
+    `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. Each frame's
+    noise is drawn from `seed` and its number. Raises UsageError if the corruption is unknown, or the severity not 0…5.
     """
     layers = [_parse(part) for part in spec.split("+")]
-    if size[0] != size[1]:
-        raise InputError(f"--corrupt: the model takes {size[0]} x {size[1]} pixels; corruptions are for square ones")
 
     def apply(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.preprocess import cover
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
@@ -31,11 +31,18 @@ class CleanImages:
 
 
 def load_clean_images(
-    source: str, size: int | tuple[int, int], *, every: int = 1, limit: int | None = None, keep: Path | None = None
+    source: str,
+    size: int | tuple[int, int],
+    *,
+    fit: str = "crop",
+    every: int = 1,
+    limit: int | None = None,
+    keep: Path | None = None,
 ) -> CleanImages:
-    """Load the images of a source, cropped and resized as the device does it with frames.
+    """Load the images of a source, fitted as the device does it with frames.
 
     Args:
+        fit: as in `InputSpec`; for `letterbox` they are cropped: no camera corrupts the grey at the sides.
         size: side of the images, or height and width, pixels.
         source: as in `rws.edge.sources.open.open_source`. Of a live one only `limit` frames are taken.
         every: of a video or stream: only every n-th frame; neighbouring frames show the same.
@@ -47,6 +54,7 @@ def load_clean_images(
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
     height, width = (size, size) if isinstance(size, int) else size
+    spec = InputSpec(height, width, "RGB", "NCHW", "uint8", 255, "stretch" if fit == "stretch" else "crop")
     kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
         pixels = load_array(kept)
@@ -62,7 +70,7 @@ def load_clean_images(
             opened = ImageSource([opened.paths[place] for place in places], opened.name)
         step = 1 if isinstance(opened, ImageSource) else every
         frames = islice(opened, 0, None if limit is None else (limit - 1) * step + 1, step)
-        parts = [cover(frame.image, height, width).transpose(2, 0, 1) for frame in frames]
+        parts = [preprocess(frame.image, spec)[0] for frame in frames]
         live, sequential = opened.live, opened.sequential
     if not parts:
         raise InputError(f"{source}: holds no image")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
+from rws.edge.preprocess import InputSpec
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.data.images import Images
 from rws.training.evaluation.frames import Frames, Layers, make_frames, shuffled
+from rws.training.models.fit import to_input
 
 BATCH = 50  # frames that a network takes at once: larger batches leave the CPU's cache and are slower
 
@@ -48,10 +51,9 @@ class EvaluationOptions:
 DEFAULTS = EvaluationOptions()
 
 
-def as_input(pixels: Tensor) -> NDArray[np.float32]:
-    """Convert uint8 images (N, 3, H, W), RGB, to the model's input, float32, 0…1."""
-    x: NDArray[np.float32] = pixels.cpu().numpy().astype(np.float32) / np.float32(255)
-    return x
+def as_input(pixels: Tensor, spec: InputSpec | None = None) -> NDArray[Any]:
+    """Convert uint8 images (N, 3, H, W), RGB, to what a model takes; see `to_input`."""
+    return np.ascontiguousarray(to_input(pixels.cpu(), spec).numpy())
 
 
 def mix_key(mix: Mapping[str, float]) -> MixKey:
@@ -99,14 +101,15 @@ def classify(
     return classes
 
 
-def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, *, soft: bool = False) -> float:
-    """Return the accuracy of a model under its mix in effect, percent; `soft`: the right class's mean probability."""
-    logits = np.concatenate([model.predict(as_input(part))[0] for part in torch.split(pixels, BATCH)])
-    right = labels.cpu().numpy()
-    if not soft:
-        return 100 * float((logits.argmax(1) == right).mean())
-    odds = np.exp(logits - logits.max(1, keepdims=True))
-    return 100 * float((odds[np.arange(len(right)), right] / odds.sum(1)).mean())
+def outputs_of(model: PatchableModel, pixels: Tensor, spec: InputSpec | None = None) -> tuple[NDArray[Any], ...]:
+    """Return a model's outputs for images, uint8 (N, 3, H, W), RGB, under its mix in effect; batch first."""
+    parts = [model.predict(as_input(part, spec)) for part in torch.split(pixels, BATCH)]
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+
+def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor) -> float:
+    """Return the accuracy of a classifier under its mix in effect, percent."""
+    return 100 * float((outputs_of(model, pixels)[0].argmax(1) == labels.cpu().numpy()).mean())
 
 
 class Evaluator:

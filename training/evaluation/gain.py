@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from rws.edge.common.schema import STRICT
 from rws.edge.live.base import PatchableModel
 from rws.errors import InputError
 from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
-from rws.training.data.images import Images
-from rws.training.evaluation.evaluator import percent_right
 from rws.training.jobs.seeds import derive_seed
 from rws.training.models.loop import Count
 
@@ -44,7 +43,14 @@ class CalibrationRecipe:
         if 1.0 not in self.alphas or not set(self.neighbour_alphas) <= set(self.alphas):
             raise ValueError("alphas that hold 1.0 and every one of neighbour_alphas")
 
+    def quick(self) -> "CalibrationRecipe":
+        """Return the recipe of a first look."""
+        alphas = tuple(sorted({0.5, 1.0, *self.neighbour_alphas}))
+        severities = tuple(sorted({min(3.0, max(self.severities)), max(self.severities)}))
+        return replace(self, images=25, coarse_images=10, neighbours=1, severities=severities, alphas=alphas)
 
+
+Score = Callable[[PatchableModel, Tensor], float]  # percent; of the first images, corrupted or not, under a mix
 Action = tuple[int, float]  # index of the signature's corruption, and alpha; (−1, 0) is no patch
 
 
@@ -58,12 +64,12 @@ def check_signed(names: Sequence[str]) -> None:
 def measure_gain(
     model: PatchableModel,
     names: Sequence[str],
-    data: Images,
+    pixels: Tensor,
     recipe: CalibrationRecipe,
     levels: Sequence[float],
+    score: Score,
     *,
     seed: int = 0,
-    soft: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> GainTable:
     """Measure the gain table of a model's signatures with validation images.
@@ -71,26 +77,28 @@ def measure_gain(
     Args:
         model: the clean model with its signatures, as the device runs it; left without a patch.
         names: of its signatures; InputError if one is not a corruption. The table has all corruptions.
-        soft: a cell is the right class's mean probability, which a few dozen images tell more surely than accuracy.
+        pixels: clean images, uint8 (N, 3, H, W), RGB.
+        score: what a cell holds. A soft score, such as the right class's mean probability, tells more of a few dozen
+            images than accuracy does.
         report: called after the clean images and each corruption with {corruption, answers, answers_left, …}.
     """
     check_signed(names)
     signed = sorted(CORRUPTIONS.index(name) for name in names)
     actions: list[Action] = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
-    sample = data.first(recipe.images)
+    sample = pixels[: recipe.images]
 
-    def accuracy(images: Images, action: Action) -> float:
+    def accuracy(images: Tensor, action: Action) -> float:
         model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
-        return percent_right(model, images.pixels, images.labels, soft=soft)
+        return score(model, images)
 
-    of_clean, of_corruption = count_answers(recipe, len(data), len(names))
+    of_clean, of_corruption = count_answers(recipe, len(pixels), len(names))
     clean = np.array([accuracy(sample, action) for action in actions])
     if report is not None:
         report({"corruption": "clean", "answers": of_clean, "answers_left": of_corruption * len(CORRUPTIONS)})
     grid, states = np.array([0.0, *recipe.severities]), [clean]
     for row, name in enumerate(CORRUPTIONS):
         drawn = derive_seed(seed, "calibration", name)
-        measured, nearest = _measure_corruption(row, data, recipe, drawn, (actions, clean), accuracy)
+        measured, nearest = _measure_corruption(row, pixels, recipe, drawn, (actions, clean), accuracy)
         curves = np.stack([clean, *measured]).T
         states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
         if report is not None:
@@ -115,21 +123,21 @@ def count_answers(recipe: CalibrationRecipe, images: int, signatures: int) -> tu
 
 def _measure_corruption(
     row: int,
-    data: Images,
+    pixels: Tensor,
     recipe: CalibrationRecipe,
     drawn: int,
     clean: tuple[Sequence[Action], NDArray[np.float64]],
-    accuracy: Callable[[Images, Action], float],
+    accuracy: Callable[[Tensor, Action], float],
 ) -> tuple[list[NDArray[np.float64]], list[int]]:
     actions, on_clean = clean
     signed = sorted({other for other, _ in actions} - {-1})
-    sample = data.first(recipe.images)
-    seeds = seeds_for(drawn, len(sample)).to(sample.pixels.device)
+    sample = pixels[: recipe.images]
+    seeds = seeds_for(drawn, len(sample)).to(sample.device)
 
-    def corrupted(images: Images, severity: float) -> Images:
-        return replace(images, pixels=corrupt(images.pixels, CORRUPTIONS[row], severity, seeds[: len(images)]))
+    def corrupted(images: Tensor, severity: float) -> Tensor:
+        return corrupt(images, CORRUPTIONS[row], severity, seeds[: len(images)])
 
-    strongest = corrupted(data.first(recipe.coarse_images), recipe.severities[-1])
+    strongest = corrupted(pixels[: recipe.coarse_images], recipe.severities[-1])
     scores = {other: accuracy(strongest, (other, 1.0)) for other in signed}
     before = accuracy(strongest, (-1, 0.0))
     nearest = sorted((other for other in signed if other != row), key=lambda other: -scores[other])[: recipe.neighbours]

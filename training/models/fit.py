@@ -1,6 +1,6 @@
 """Fit a classifier on clean or corrupted images; stops anywhere and resumes to the same bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.common.schema import STRICT
+from rws.edge.preprocess import InputSpec
 from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.seeds import derive_seed
@@ -62,9 +63,25 @@ class Corrupted:
         return corrupt(pixels, self.name, severity, seeds)
 
 
-def to_input(pixels: Tensor) -> Tensor:
-    """Convert uint8 (N, 3, H, W) to the model's input, float32 0…1, channels last in memory."""
-    return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+def to_input(pixels: Tensor, spec: InputSpec | None = None) -> Tensor:
+    """Convert uint8 (N, 3, H, W), RGB, to what a model takes, channels last in memory; None: float32 0…1, RGB, NCHW."""
+    if spec is None:
+        return pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
+    x = _COLOURS[spec.colour](pixels)
+    if spec.dtype != "uint8":
+        x = (x.float() if spec.high == 255 else x.float().div_(255)).to(getattr(torch, spec.dtype))
+    # What lies channels last is contiguous as NHWC.
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if spec.layout == "NCHW" else x.permute(0, 2, 3, 1)
+
+
+_GREY = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # as OpenCV has it
+_COLOURS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "RGB": lambda pixels: pixels,
+    "BGR": lambda pixels: pixels.flip(1),
+    "GREY": lambda pixels: (pixels * _GREY).sum(1, keepdim=True).round().to(torch.uint8),
+    "RGBA": lambda pixels: torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], 1),
+}
 
 
 def channels_last(model: M, device: torch.device | str = "cpu") -> M:

@@ -125,9 +125,12 @@ def weigh_clean(joint: Tensor, weight: float) -> Tensor:
 
 
 def export_oracle(
-    network: OracleNetwork, calibration: Calibration, size: int, view: Callable[[Tensor], Tensor] | None = None
+    network: OracleNetwork,
+    calibration: Calibration,
+    size: int | tuple[int, int],
+    view: Callable[[Tensor], Tensor] | None = None,
 ) -> bytes:
-    """Return ONNX bytes: `image`, float32 (N, 3, size, size), to `joint`, calibrated probabilities (N, 1 + C·S).
+    """Return ONNX bytes: `image`, float32 (N, 3, H, W), to `joint`, calibrated probabilities (N, 1 + C·S).
 
     The calibration goes into a copy's last layer: a frame costs nothing more. `view`: what the network sees of them.
     """

@@ -4,6 +4,7 @@ For a whole frame of 224 pixels its network would take as long as a small classi
 lies in the finest structure. The bundled oracle knows the same corruptions, and its pooled statistics fit any size.
 """
 
+from collections.abc import Sequence
 from dataclasses import field, replace
 from functools import partial
 from itertools import product
@@ -68,24 +69,29 @@ class ViewRecipe:
 
 
 def views(pixels: Tensor, tile: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return four tiles of each image, one of each quarter, set together: (N, 3, H, H) to (N, 3, 2·tile, 2·tile).
+    """Return four tiles of each image, one of each quarter, set together: (N, 3, H, W) to (N, 3, 2·tile, 2·tile).
 
-    Images of any dtype and at most 2·tile pixels are returned whole. `generator` draws where the tiles of each image
-    lie; None: in the middle of the quarters.
+    Images of any dtype with a side of at most 2·tile pixels are returned whole. `generator` draws where the tiles of
+    each image lie; None: in the middle of the quarters.
     """
-    side = pixels.shape[-1]
-    if side <= 2 * tile:
+    if not _is_tiled(pixels.shape[2:], tile):
         return pixels
-    half, room = side // 2, side // 2 - tile
+    half = [side // 2 for side in pixels.shape[2:]]
     if generator is None:
-        spans = [slice(start, start + tile) for start in (room // 2, half + room // 2)]
-        return torch.cat([torch.cat([pixels[:, :, row, column] for column in spans], 3) for row in spans], 2)
-    places = torch.randint(0, room + 1, (len(pixels), 2, 2, 2), generator=generator).tolist()
+        middle = [(side - tile) // 2 for side in half]
+        rows, columns = (
+            [slice(start, start + tile) for start in (m, m + h)] for m, h in zip(middle, half, strict=True)
+        )
+        return torch.cat([torch.cat([pixels[:, :, row, column] for column in columns], 3) for row in rows], 2)
+    room = torch.tensor(half) - tile + 1
+    # Drawn for the longer side; of the shorter one the remainder is about as random.
+    drawn = torch.randint(0, int(room.max()), (len(pixels), 2, 2, 2), generator=generator)
+    places = (drawn % room).tolist()
     made = torch.empty(*pixels.shape[:2], 2 * tile, 2 * tile, dtype=pixels.dtype)
     for image, out, corners in zip(pixels, made, places, strict=True):
         for row, column in product(range(2), repeat=2):
             down, right = corners[row][column]
-            found = image[:, half * row + down :, half * column + right :][:, :tile, :tile]
+            found = image[:, half[0] * row + down :, half[1] * column + right :][:, :tile, :tile]
             out[:, row * tile :, column * tile :][:, :tile, :tile] = found
     return made
 
@@ -140,7 +146,7 @@ def corrupted_views(
 ) -> Views:
     """Make `count` corrupted frames as the oracle sees them; `report` is called with {frames, frames_left} per part.
 
-    `images`: uint8 (N, 3, H, H), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
+    `images`: uint8 (N, 3, H, W), RGB, clean; `looks`: views of each frame; in a block, all first ones come first.
     """
     generator = torch.Generator().manual_seed(seed)
     types = draw_types(count, recipe.draws, len(CORRUPTIONS), generator)
@@ -160,19 +166,23 @@ def corrupted_views(
     return Views(torch.cat(made), joint_target(types, severities)[place], types[place])
 
 
-def count_steps(recipe: ViewRecipe, size: int) -> int:
-    """Return how many steps `fit_view_oracle` takes with images of that size."""
+def count_steps(recipe: ViewRecipe, size: Sequence[int]) -> int:
+    """Return how many steps `fit_view_oracle` takes with images of that size, height and width."""
     views_made = recipe.frames * _looks(recipe, size)
     return Plan.over(views_made, recipe.epochs, min(recipe.batch_size, views_made), recipe.warmup, "").steps
 
 
-def _looks(recipe: ViewRecipe, size: int) -> int:
-    return recipe.looks if size > 2 * recipe.tile else 1
+def _looks(recipe: ViewRecipe, size: Sequence[int]) -> int:
+    return recipe.looks if _is_tiled(size, recipe.tile) else 1
 
 
-def probe_step(network: OracleNetwork, recipe: ViewRecipe, size: int) -> None:
+def _is_tiled(size: Sequence[int], tile: int) -> bool:
+    return min(size) > 2 * tile
+
+
+def probe_step(network: OracleNetwork, recipe: ViewRecipe, size: Sequence[int]) -> None:
     """Take a step like those of `fit_view_oracle` with images of that size, to time it."""
-    x = to_input(views(torch.zeros(recipe.batch_size, 3, size, size, dtype=torch.uint8), recipe.tile))
+    x = to_input(views(torch.zeros(recipe.batch_size, 3, *size, dtype=torch.uint8), recipe.tile))
     torch.autograd.backward([network.train()(x).square().mean()])
 
 
@@ -187,11 +197,11 @@ def fit_view_oracle(
 ) -> tuple[bytes, OracleScores]:
     """Fine-tune the bundled oracle for images of another size; calibrate and score it with held-out ones.
 
-    Both are uint8 (N, 3, H, H), RGB, clean. The ONNX bytes take `image`, float32 (N, 3, H, H), to `joint`.
+    Both are uint8 (N, 3, H, W), RGB, clean. The ONNX bytes take `image`, float32 (N, 3, H, W), to `joint`.
     `checkpoint`, `report`: as in `train`; also called while frames are made.
     """
     torch.manual_seed(seed)
-    size = images.shape[-1]
+    size = (images.shape[2], images.shape[3])
     drawn = derive_seed(seed, "oracle training")
     data = corrupted_views(images, recipe.frames, recipe, drawn, looks=_looks(recipe, size), report=report)
     network = channels_last(bundled_network())

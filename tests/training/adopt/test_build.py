@@ -2,16 +2,20 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.self_test import self_test
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError, OperatorError
-from rws.training.adopt.build import BEGINS_FROM, AdoptionBuild
+from rws.training.adopt.build import BEGINS_FROM, FIRST, AdoptionBuild
 from rws.training.adopt.graph import run_onnx
-from rws.training.adopt.model import adopt_model
+from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
+from rws.training.adopt.outputs import Wanted
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.clean_images import CleanImages
 from rws.training.models.loop import train
@@ -116,14 +120,14 @@ def test_of_a_video_the_last_frames_are_held_out_because_neighbours_are_alike(re
     build = AdoptionBuild(adopted, replace(clean_images, sequential=True), recipe, tmp_path)
     held = len(build.held_out)
     assert held == 8
-    assert torch.equal(build.held_out.pixels.flip(0), clean_images.pixels[-held:])
+    assert torch.equal(build.held_out.flip(0), clean_images.pixels[-held:])
     assert torch.equal(build.train.flip(0), clean_images.pixels[:-held])
 
 
 def test_patches_of_a_signature_reach_the_deployed_model(recipe, clean_images, tmp_path):
     adopted = adopt_model(tiny().SerializeToString())
     build = AdoptionBuild(adopted, clean_images, recipe, tmp_path)
-    model = OnnxModel(adopted.onnx, build.signatures, build.tensors, "cpu", 1)
+    model = OnnxModel(adopted.onnx, build.signatures(), build.tensors, "cpu", 1)
     clean = model.predict(images())[0]
     model.apply({"contrast": 1.0})
     assert not np.array_equal(model.predict(images())[0], clean)
@@ -166,3 +170,83 @@ def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, 
     assert {record["job"] for record in records} == {"oracle"}
     assert records[0]["minutes_left"] >= 0
     assert "minutes_left" not in records[-1]
+
+
+def detector(batch: object = "batch", head: str = "Sigmoid") -> bytes:
+    """A map of objectness, box and three classes per 16 pixels, for images of 64x96."""
+    random = np.random.default_rng(3)
+
+    def weights(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((random.normal(size=shape) / 3).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "w0", "b0"], ["c0"], strides=[4, 4], kernel_shape=[4, 4]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], strides=[4, 4], kernel_shape=[4, 4]),
+        helper.make_node(head, ["c1"], ["map"]),
+    ]
+    kept = [weights("w0", 6, 3, 4, 4), weights("b0", 6), weights("w1", 8, 6, 4, 4), weights("b1", 8)]
+    graph = helper.make_graph(
+        nodes,
+        "detector",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [batch, 3, 64, 96])],
+        [helper.make_tensor_value_info("map", onnx.TensorProto.FLOAT, [batch, 8, 4, 6])],
+        kept,
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+
+
+def adopted_detector(**changes: object) -> ImportedModel:
+    wanted, names = Wanted("detect", head="fastestdet"), ("cat", "dog", "owl")
+    return adopt_model(detector(**changes), ImportOptions(wanted=wanted, names=names, fit="stretch"))
+
+
+@pytest.fixture(scope="module")
+def wide_images() -> CleanImages:
+    coarse = torch.rand(24, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    return CleanImages((255 * torch.nn.functional.interpolate(coarse, (64, 96), mode="bicubic").clamp(0, 1)).byte())
+
+
+def test_a_detector_of_wide_images_gets_a_bundle_and_before_it_one_of_the_first_signatures(
+    recipe, wide_images, tmp_path
+):
+    out, first = tmp_path / "bundle", []
+
+    def watch(record):
+        if record["job"] == "first-bundle":
+            first.append(Bundle.load(out))
+
+    AdoptionBuild(adopted_detector(), wide_images, replace(recipe, layers=1), tmp_path / "work", progress=watch).bundle(
+        out
+    )
+    (early,) = first
+    assert early.signatures.names == FIRST
+    assert early.manifest.measured["partial"].startswith("4 of 19")
+    bundle = Bundle.load(out)
+    assert bundle.signatures.names == CORRUPTIONS
+    assert "partial" not in bundle.manifest.measured
+    assert (bundle.manifest.task.name, bundle.manifest.task.head) == ("detect", "fastestdet")
+    assert (bundle.manifest.input.fit, bundle.manifest.classes) == ("stretch", ("cat", "dog", "owl"))
+    assert bundle.manifest.measured["what"].startswith("mAP50")
+    assert len(self_test(bundle)) == 4
+
+
+def test_a_model_of_a_fixed_batch_is_trained_in_its_parts_to_the_signature_of_a_free_one(recipe, wide_images, tmp_path):
+    recipe, free = replace(recipe, layers=1, recalibrate=0), adopted_detector()
+    found = [
+        AdoptionBuild(model, wide_images, recipe, tmp_path / str(model.batch)).signature("fog")
+        for model in (free, replace(free, batch=3))
+    ]
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_without_a_gradient_is_refused_before_anything_is_trained(recipe, wide_images, tmp_path):
+    options = ImportOptions(wanted=Wanted("raw"), fit="stretch")
+    model = adopt_model(detector(head="Sign"), options)
+    build = AdoptionBuild(model, wide_images, replace(recipe, layers=1), tmp_path / "work")
+    with pytest.raises(InputError, match=r"map does not change with the weights.*--output"):
+        build.bundle(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert not list((tmp_path / "work").glob("signature-*"))

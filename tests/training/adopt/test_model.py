@@ -64,7 +64,7 @@ class TestInputs:
         expected = run_onnx(proto, FRAME.transpose(2, 0, 1)[None])[0]
         np.testing.assert_allclose(answer(model), expected, atol=1e-3)
         with pytest.raises(UsageError, match="uint8"):
-            adopted(proto, preprocessing=Preprocessing(255))
+            adopted(proto, preprocessing=Preprocessing(255, (127,)))
 
     def test_half_precision_is_computed_in_full(self):
         proto = tiny()
@@ -312,7 +312,7 @@ def with_two_inputs():
         (set_shape(tiny(), "N", 3), {}, "expected images"),
         (in_front("Cast", TensorProto.INT32, ["N", 3, SIZE, SIZE], to=TensorProto.FLOAT), {}, "of another type"),
         (with_two_inputs(), {}, "expected one image input"),
-        (quantised(), {}, "quantised"),
+        (quantised(), {}, "quantise the float32 model"),
         (without_convolutions(), {}, "has no Conv"),
         (with_old_reshape(), {}, r"cannot load it .*\(at its operator Reshape\)"),
         (of_onnx_runtime(), {}, "not standard, 'com.microsoft.Gelu', which no bundle"),

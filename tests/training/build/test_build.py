@@ -16,7 +16,6 @@ from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
-from rws.training.data.images import Images
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
 from rws.training.oracle.sampling import LEVELS
@@ -88,9 +87,9 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
 
 
 def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
-    images = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
+    images, model = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), Bundle.load().model(ModelOptions(threads=1))
     with pytest.raises(InputError, match="'rain' is for no corruption"):
-        measure_gain(Bundle.load().model(ModelOptions(threads=1)), ("fog", "rain"), images, CalibrationRecipe(), LEVELS)
+        measure_gain(model, ("fog", "rain"), images, CalibrationRecipe(), LEVELS, lambda *_: 0.0)
 
 
 def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):

@@ -222,8 +222,8 @@ IMAGES, SEEDS = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, dty
     [
         ((IMAGES, "rain", 1, SEEDS), "unknown corruption 'rain'"),
         ((IMAGES.float(), "fog", 1, SEEDS), "found torch.float32"),
-        ((IMAGES[:, :, :20], "fog", 1, SEEDS), "expected square"),
-        ((IMAGES[0], "fog", 1, SEEDS), "expected square"),
+        ((IMAGES[:, :, :7], "fog", 1, SEEDS), "expected uint8 images"),
+        ((IMAGES[0], "fog", 1, SEEDS), "expected uint8 images"),
         ((IMAGES, "fog", 5.1, SEEDS), "severities 0…5"),
         ((IMAGES, "fog", torch.tensor([1.0, math.nan]), SEEDS), "severities 0…5"),
         ((IMAGES, "fog", 1, SEEDS[:1]), "one int64 seed"),
@@ -247,3 +247,11 @@ def test_frost_says_which_package_it_needs(monkeypatch, spec):
     monkeypatch.setattr(weather, "find_spec", lambda name: spec)
     with pytest.raises(RwsError, match="pip install imagecorruptions-imaug"):
         corrupt(IMAGES, "frost", 1, SEEDS)
+
+
+def test_an_image_that_is_not_square_is_the_middle_of_one_that_is():
+    wide = IMAGES[:, :, 10:22]
+    filled = torch.cat([wide.flip(2)[:, :, 2:], wide, wide.flip(2)[:, :, :10]], 2)
+    assert torch.equal(corrupt(wide, "fog", 3, SEEDS), corrupt(filled, "fog", 3, SEEDS)[:, :, 10:22])
+    tall = corrupt(wide.transpose(2, 3), "contrast", 3, SEEDS)
+    assert tall.shape == (len(IMAGES), 3, 32, 12)

@@ -4,10 +4,12 @@ import torch
 
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.tasks.base import TaskSpec
 from rws.training.data.images import Images
-from rws.training.evaluation.evaluator import percent_right
+from rws.training.evaluation.evaluator import outputs_of, percent_right
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.oracle.sampling import LEVELS
+from rws.training.tasks.registry import make_objective
 
 
 class Fixed:
@@ -20,11 +22,12 @@ class Fixed:
         return (self._logits[: len(x)],)
 
 
-def test_accuracy_is_the_share_that_is_right_or_the_mean_probability_of_what_is():
+def test_accuracy_is_the_share_that_is_right_and_its_soft_score_the_mean_probability_of_what_is():
     logits = np.log([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]]) + 500
     pixels, labels = torch.zeros(3, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1])
     assert percent_right(Fixed(logits), pixels, labels) == pytest.approx(200 / 3)
-    assert percent_right(Fixed(logits), pixels, labels, soft=True) == pytest.approx(70, abs=1e-3)
+    scores = make_objective(TaskSpec("classify"), "ab", (4, 4)).scores([logits], [np.eye(2)[labels]])
+    np.testing.assert_allclose(scores, [0.9, 0.4, 0.8])
 
 
 @pytest.mark.slow
@@ -38,10 +41,18 @@ def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(
     small = CalibrationRecipe(**{**recipe.__dict__, "images": 12})
     names = ("contrast", "gaussian_noise")
 
+    objective = make_objective(TaskSpec("classify"), bundle.manifest.classes, (32, 32))
+    aim = np.eye(len(bundle.manifest.classes), dtype=np.float32)[data.labels]
+
+    def accuracy(model, pixels):
+        return percent_right(model, pixels, data.labels[: len(pixels)])
+
+    def scored(model, pixels):
+        return 100 * objective.scores(outputs_of(model, pixels), [aim[: len(pixels)]]).mean()
+
     def won(few: bool, soft: bool) -> np.ndarray:
-        table = measure_gain(
-            bundle.model(ModelOptions(threads=1)), names, data, small if few else recipe, LEVELS, soft=soft
-        )
+        model = bundle.model(ModelOptions(threads=1))
+        table = measure_gain(model, names, data.pixels, small if few else recipe, LEVELS, scored if soft else accuracy)
         worst = [1 + table.corruptions.index(name) * len(LEVELS) + len(LEVELS) - 1 for name in names]
         return np.stack(
             [

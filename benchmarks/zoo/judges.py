@@ -1,0 +1,96 @@
+"""What is right: classes by their labels, boxes by label files; and what agrees with the clean model."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.live.base import PatchableModel
+from rws.edge.tasks.detect import Detections
+from rws.records import Mix
+from rws.training.evaluation.evaluator import classify, mix_key, outputs_of
+from rws.training.evaluation.frames import Frames
+from rws.training.tasks.average_precision import mean_average_precision
+from rws.training.tasks.detect import LEAST, DetectObjective
+
+
+class Judge(Protocol):
+    """Answers of a model to frames, each under its own mix, and how good they are."""
+
+    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> Any:
+        """Return an answer per frame."""
+
+    def accuracy(self, answers: Any, frames: Frames) -> float:
+        """Return how right the answers are, percent."""
+
+    def agreement(self, answers: Any, clean: Any) -> float:
+        """Return how well they agree with the clean model's to the clean images, percent."""
+
+    def changed(self, answers: Any, before: Any) -> int:
+        """Return to how many frames the answer is another one."""
+
+
+class ClassJudge:
+    """Top classes, int64 (N,), and the labels of the frames."""
+
+    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> NDArray[np.int64]:
+        """Return the classes."""
+        return classify(model, frames.pixels, mixes)
+
+    def accuracy(self, answers: NDArray[np.int64], frames: Frames) -> float:
+        """Return the share that is right."""
+        return 100 * float((answers == frames.labels).mean())
+
+    def agreement(self, answers: NDArray[np.int64], clean: NDArray[np.int64]) -> float:
+        """Return the share of equal classes."""
+        return 100 * float((answers == clean).mean())
+
+    def changed(self, answers: NDArray[np.int64], before: NDArray[np.int64]) -> int:
+        """Return how many classes differ."""
+        return int((answers != before).sum())
+
+
+class BoxJudge:
+    """Boxes of a bundle's detector, and `truth`, those of the labels; accuracy and agreement are mAP50."""
+
+    def __init__(self, bundle: Bundle, truth: Sequence[Detections]) -> None:
+        manifest = bundle.manifest
+        self._input, self._sure, self._truth = manifest.input, manifest.task.confidence, list(truth)
+        self._objective = DetectObjective(manifest.task, manifest.classes, (self._input.height, self._input.width))
+
+    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[Detections]:
+        """Return the boxes of each frame down to a confidence of `LEAST`, in pixels of the model's input."""
+        groups, found = defaultdict(list), dict[int, Detections]()
+        for index, mix in enumerate(mixes):
+            groups[mix_key(mix)].append(index)
+        for key, members in groups.items():
+            model.apply(dict(key))
+            outputs = outputs_of(model, frames.pixels[members], self._input)
+            found |= zip(members, self._objective.boxes(outputs, LEAST), strict=True)
+        return [found[index] for index in range(len(mixes))]
+
+    def accuracy(self, answers: Sequence[Detections], frames: Frames) -> float:
+        """Return mAP50 against the labels."""
+        return mean_average_precision(answers, [self._truth[image] for image in frames.image])
+
+    def agreement(self, answers: Sequence[Detections], clean: Sequence[Detections]) -> float:
+        """Return mAP50 against the boxes that the clean model is sure of."""
+        return mean_average_precision(answers, [_surest(boxes, self._sure) for boxes in clean])
+
+    def changed(self, answers: Sequence[Detections], before: Sequence[Detections]) -> int:
+        """Return on how many images the boxes that the model is sure of differ in number, class or place."""
+        pairs = zip(answers, before, strict=True)
+        sure = [[_surest(boxes, self._sure) for boxes in pair] for pair in pairs]
+        return sum(not np.array_equal(_rounded(now), _rounded(then)) for now, then in sure)
+
+
+def _surest(found: Detections, least: float) -> Detections:
+    kept = found.confidence >= least
+    return Detections(found.boxes[kept], found.confidence[kept], found.class_id[kept], found.names)
+
+
+def _rounded(found: Detections) -> NDArray[Any]:
+    return np.column_stack([found.class_id, found.boxes.round()])
