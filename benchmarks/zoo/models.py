@@ -1,5 +1,4 @@
-"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process.
-"""
+"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process."""
 
 import json
 import sys
@@ -127,8 +126,18 @@ def _import_options(said: Mapping[str, str]) -> ImportOptions:
 
 
 def _understood(model: ImportedModel) -> Record:
-    row: Record = {"input": asdict(model.input), "task": model.task.name, "head": model.task.head, "reason": model.reason}
-    return row | {"outputs": len(model.outputs), "classes": model.class_count, "batch": model.batch, "changes": model.changes}
+    row: Record = {
+        "input": asdict(model.input),
+        "task": model.task.name,
+        "head": model.task.head,
+        "reason": model.reason,
+    }
+    return row | {
+        "outputs": len(model.outputs),
+        "classes": model.class_count,
+        "batch": model.batch,
+        "changes": model.changes,
+    }
 
 
 def _preprocessed(model: ImportedModel, pixels: NDArray[np.uint8]) -> tuple[ImportedModel, str]:
