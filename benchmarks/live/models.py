@@ -59,7 +59,11 @@ def export(spec: str, folder: Path, seed: int) -> Path:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         image = ([torch.rand(3, size, size)],) if detects else (torch.rand(1, 3, size, size),)
-        how = {"dynamo": False, "opset_version": OPSET} if exporter != "dynamo" else {"dynamo": True, "external_data": False}
+        how = (
+            {"dynamo": False, "opset_version": OPSET}
+            if exporter != "dynamo"
+            else {"dynamo": True, "external_data": False}
+        )
         torch.onnx.export(module.eval(), image, path, input_names=["image"], verbose=False, **how)
     onnx.checker.check_model(path)
     return path
