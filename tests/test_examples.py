@@ -87,6 +87,23 @@ def test_live_weights(tmp_path):
         assert "after reset the outputs are the same, bit for bit" in done.stdout
 
 
+def test_merge_adapters(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(network(3, 4, seed=0).SerializeToString())
+    for arguments in ((), (path, 2)):
+        lines = run("merge_adapters.py", *arguments, folder=tmp_path).stdout.splitlines()
+        assert len(lines) == 4
+        assert all(float(re.search(r"off by (\S+) from", line)[1]) < 1e-4 for line in lines[1:])
+
+
+def test_write_or_reload(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(network(3, 4, seed=0).SerializeToString())
+    for arguments in ((), (path, 3)):
+        done = run("write_or_reload.py", *arguments, folder=tmp_path)
+        assert re.search(r"changes, the same outputs: a write takes [\d.]+ ms, a reload [\d.]+\n", done.stdout)
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_adopt_model(tmp_path, clear):

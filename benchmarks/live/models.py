@@ -11,7 +11,7 @@ from rws.edge.common.extras import require
 from rws.errors import InputError
 
 OPSET = 17
-SIZE = 128  # pixels, unless a module has one of its own
+SIZE = 128  # pixels, unless a module has a fixed one
 TORCHVISION = (
     "deeplabv3_mobilenet_v3_large densenet121 efficientnet_b0 googlenet lraspp_mobilenet_v3_large mnasnet0_5 "
     "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 "

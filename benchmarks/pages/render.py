@@ -21,6 +21,7 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "accuracy": (accuracy.TABLES, "replay_*"),
     "signatures": (accuracy.SIGNATURE_TABLES, "methods signatures"),
     "latency": (latency.TABLES, "latency*"),
+    "live": (latency.LIVE_TABLES, "live_table"),
     "storage": (latency.STORAGE_TABLES, "storage"),
     "oracle": (oracle.TABLES, "replay_* oracle_cost policies pairs unseen"),
     "streams": (oracle.STREAM_TABLES, "streams filter baselines"),

@@ -146,6 +146,10 @@ class LiveSession(Patchable):
         """Replace one patched tensor until `reset` or the next `apply`; raises as `Arena.overwrite` does."""
         self._arena.overwrite({name: array})
 
+    def write_all(self, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        """Replace several patched tensors at once; see `write`."""
+        self._arena.overwrite(tensors)
+
 
 def _cache(choice: str | os.PathLike[str] | bool, model: Any, options: Mapping[str, Any]) -> Cache | None:
     folder = cache_folder(choice)

@@ -18,7 +18,7 @@ from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
 from rws.training.adopt import graph
 from rws.training.adopt.batch import freed
-from rws.training.adopt.graph import Preprocessing, Runner
+from rws.training.adopt.graph import Preprocessing, Runner, opset
 from rws.training.adopt.outputs import Reading, Wanted, check_wanted, count_classes, find_task
 from rws.training.adopt.trainable import layers_within
 from rws.training.data.names import fitted, names_in_metadata
@@ -32,7 +32,8 @@ class ImportOptions:
     """What the user says of a model; all else is found in it.
 
     `size` is height and width of the input, pixels, if the graph leaves them free, `fit` as in `InputSpec`; `names` are
-    class names as `read_names` gives them; `layers` convolutions of an int8 model become float32, 0: see `layers_within`.
+    class names as `read_names` gives them. Of an int8 model `layers` convolutions become float32, 0: see
+    `layers_within`.
     """
 
     size: tuple[int, int] | None = None
@@ -82,6 +83,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if proto.functions:
         proto = graph.inlined(proto)
         changes.append("its local functions were inlined")
+    _check(proto)
     if half := graph.widened(proto):
         changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
@@ -91,7 +93,6 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
         layers = options.layers or layers_within(prepare(dequantised(proto)))
         proto = float_shallow(proto, layers)
         changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
-    _check_operators(proto)
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
@@ -104,13 +105,14 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
     reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
     graph.keep_outputs(proto, reading.outputs)
+    graph.drop_unused(proto)
     if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:
         changes.append(f"outputs that were left out: {', '.join(others)}"[:200])
     steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
     changes += steps.values()
     wanted = {name: expected[name] for name in reading.outputs}
     tolerance = _HALF if half or kind else graph.TOLERANCE
-    proto, batch, found = _settled(prepare(graph.simplified(proto)), images, shape[0], wanted, tolerance, list(steps))
+    proto, batch, found = _settled(prepare(proto), images, shape[0], wanted, tolerance, list(steps))
     if declared and declared[0] is not None and batch is None:
         changes.append(f"its batch of {declared[0]} was made free")
     shapes = tuple(found[name].shape[1:] for name in reading.outputs)
@@ -134,12 +136,10 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
 def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> ImportedModel:
     """Return the model with its preprocessing: colour order and range in `input`, all else in front of the graph."""
     spec = model.input
-    if spec.dtype == "uint8" and replace(preprocessing, bgr=False) != Preprocessing():
-        raise UsageError("model: takes uint8, 0…255, so --scale, --mean and --std cannot be put in front of it")
+    if spec.dtype == "uint8" and replace(preprocessing, bgr=False, scale=1.0) != Preprocessing():
+        raise UsageError("model: takes uint8, 0…255, so --mean and --std cannot be put in front of it; leave them out")
     if preprocessing.bgr and spec.colour != "RGB":
-        raise UsageError(
-            f"model: has {len(_COLOUR) and spec.colour} input, which has no order of colours; leave --bgr out"
-        )
+        raise UsageError(f"model: takes {spec.colour} images, which have no other order of colours; leave --bgr out")
     high = 255 if preprocessing.scale == 255 or spec.dtype == "uint8" else 1
     proto = onnx.load_model_from_string(model.onnx)
     graph.prepend(proto, replace(preprocessing, scale=1.0 if high == 255 else preprocessing.scale), spec.layout)
@@ -149,12 +149,17 @@ def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> Im
     return replace(model, onnx=proto.SerializeToString(), input=spec, changes=(*model.changes, *note))
 
 
-def _check_operators(proto: onnx.ModelProto) -> None:
-    kinds = {node.op_type for node in proto.graph.node}
-    if "Conv" not in kinds:
-        raise BundleError(
-            f"model: has no Conv (it has {', '.join(sorted(kinds)[:6])}, …); signatures change convolutions"
-        )
+def _check(proto: onnx.ModelProto) -> None:
+    """Refuse what cannot become a bundle, whatever else is in it."""
+    known = onnx.defs.onnx_opset_version()
+    if opset(proto) > known:
+        raise BundleError(f"model: is of opset {opset(proto)}, the installed onnx knows {known}; export it for that")
+    for value in (*proto.graph.input, *proto.graph.output):
+        if not value.name.isprintable():
+            raise BundleError(f"model: the name {value.name!r:.80} is not printable text; export it with other names")
+    kinds = sorted({node.op_type for node in proto.graph.node})
+    if not {"Conv", "QLinearConv", "ConvInteger"} & set(kinds):
+        raise BundleError(f"model: has no Conv (it has {', '.join(kinds[:6])}, …); signatures change convolutions")
 
 
 def _input(proto: onnx.ModelProto, options: ImportOptions) -> tuple[tuple[int, ...], InputSpec]:
@@ -235,11 +240,9 @@ def _run_parts(run: Runner, images: NDArray[Any], batch: int) -> dict[str, NDArr
     for name, results in zip(run.names, zip(*parts, strict=True), strict=True):
         shapes = [shape for shape, _ in groupby(result.shape for result in results)]
         if len(shapes) > 1 or not shapes[0] or shapes[0][0] != batch:
-            found = (
-                f"output {name} has the shape {' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
-            )
-            advice = "export it with the images first and without what selects boxes (NMS), or name values before that with --output"
-            raise BundleError(f"model: {found}, expected one row per image, always of one shape; {advice}")
+            each = f"{' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
+            cure = "export it with the images first and without NMS, or name values before that with --output"
+            raise BundleError(f"model: output {name} has the shape {each}, expected one row per image; {cure}")
     return {name: np.concatenate(results) for name, results in zip(run.names, zip(*parts, strict=True), strict=True)}
 
 
@@ -267,7 +270,7 @@ def _settled(
         except BundleError:
             if proto is fixed:
                 raise
-    raise AssertionError("unreachable")
+    raise BundleError("model: cannot be prepared")
 
 
 def _shaped(proto: onnx.ModelProto, reading: Reading, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from rws.edge.common.extras import require
 from rws.edge.common.files import os_errors, read_regular
 from rws.edge.common.schema import parse_json
 from rws.errors import FormatError
+from rws.text import printable
 
 _LARGEST = 2**26  # bytes
 _LARGEST_LITERAL = 2**20  # characters that are read as a Python literal
@@ -49,7 +50,7 @@ def names_in_metadata(model: onnx.ModelProto) -> list[str] | None:
     """Return the class names that an exporter wrote into a model's metadata, as Ultralytics does; None without them."""
     told = {entry.key: entry.value for entry in model.metadata_props}
     found = next((told[key] for key in _KEYS if key in told), None)
-    return None if found is None else _listed(_literal(found)) or None
+    return None if found is None else [printable(name) for name in _listed(_literal(found))] or None
 
 
 def fitted(names: Sequence[str], count: int | None) -> list[str] | None:

@@ -64,7 +64,7 @@ class TestInputs:
         expected = run_onnx(proto, FRAME.transpose(2, 0, 1)[None])[0]
         np.testing.assert_allclose(answer(model), expected, atol=1e-3)
         with pytest.raises(UsageError, match="uint8"):
-            adopted(proto, preprocessing=Preprocessing(255))
+            adopted(proto, preprocessing=Preprocessing(255, (127,)))
 
     def test_half_precision_is_computed_in_full(self):
         proto = tiny()

@@ -26,7 +26,7 @@ def command_built(image_files, tmp_path_factory):
         "steps = 18\ncommon = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
         "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
     )
-    arguments = ("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1)
+    arguments = ("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1)
     out, work = root / "bundle", root / "work"
     done = rws(*arguments, "--recipe", recipe, "--work", work, "--out", out)
     return out, work, done, root
@@ -75,10 +75,23 @@ def test_what_is_given_on_the_command_line_replaces_what_the_recipe_says(
     monkeypatch.setattr("rws.training.adopt.run.AdoptionBuild", stop_before_training)
     onnx.save(tiny(), tmp_path / "mine.onnx")
     (tmp_path / "adopt.toml").write_text('layers = 2\ntarget = "shallow"\n')
-    arguments = [tmp_path / "mine.onnx", image_files, "--recipe", tmp_path / "adopt.toml"]
+    arguments = [tmp_path / "mine.onnx", image_files, "--scale", 1, "--recipe", tmp_path / "adopt.toml"]
     done = CliRunner().invoke(app, ["adopt", *map(str, (*arguments, "--work", tmp_path / "work", *options))])
     assert "enough seen" in done.output
     assert [(recipe.layers, recipe.target) for recipe in chosen] == [(layers, target)]
+
+
+def test_a_dry_run_says_what_is_understood_and_stops(image_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(tiny(), tmp_path / "mine.onnx")
+    done = invoke("adopt", "mine.onnx", image_files, "--dry-run", "--scale", 255, "--bgr")
+    assert "input: 32x32, BGR 0…255" in done.stdout
+    assert "task: classify: 10 logits" in done.stdout
+    unclear = invoke("adopt", "mine.onnx", image_files, "--dry-run", check=False)
+    assert unclear.returncode == 2
+    assert "preprocessing: not clear" in unclear.stdout
+    assert "say with --scale, --mean, --std and --bgr" in unclear.stderr
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_weights_outside_the_cut_are_untouched(command_built):
@@ -104,6 +117,9 @@ def test_weights_outside_the_cut_are_untouched(command_built):
         (("mine.onnx", "empty", "--recipe", "none.toml"), 3, "no recipe none.toml"),
         (("mine.onnx", "empty", "--mean", "a,b"), 2, "--mean a,b"),
         (("mine.onnx", "empty", "--size", 64), 2, "takes 32x32"),
+        (("mine.onnx", "empty", "--size", "32y32"), 2, "--size 32y32: expected a side"),
+        (("mine.onnx", "empty", "--task", "segment"), 2, "say --task raw, or another --output"),
+        (("mine.onnx", "empty", "--output", "nothing"), 2, "unknown output 'nothing'; known: logits"),
         (("package.module:factory", "empty"), 2, "say with --size"),
     ],
 )
