@@ -25,7 +25,7 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "storage": (latency.STORAGE_TABLES, "storage"),
     "oracle": (oracle.TABLES, "replay_* oracle_cost policies pairs unseen"),
     "streams": (oracle.STREAM_TABLES, "streams filter baselines"),
-    "adopted_models": (zoo.TABLES, "zoo_*"),
+    "adopted_models": (zoo.TABLES, "zoo_* models"),
     "drill": (drill.TABLES, "drill drill_video_* soak* damage"),
     "paper": (paper.TABLES, "reproduce/**/*"),
     "corruptions": (corruptions.TABLES, "corruption_*"),
