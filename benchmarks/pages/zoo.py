@@ -61,7 +61,7 @@ def _exactness(row: Result) -> str:
 
 def _outcome(row: Result) -> str:
     if row.get("outcome") != "taken":
-        return row.get("fault") or row["refusals"][-1]
+        return str(row.get("fault") or row["refusals"][-1])
     return f"with `{row['options']}`" if row["options"] else "taken"
 
 

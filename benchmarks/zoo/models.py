@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import tomllib
 import torch
 from numpy.typing import NDArray
 
@@ -69,7 +68,7 @@ def measure_models(
 
     `KNOWN` says of a model what it is, where it is from if somebody has trained it, and the options that it needs.
     """
-    known = tomllib.loads(KNOWN.read_text())
+    known = read_toml(KNOWN)
     code = "import sys\nfrom rws.benchmarks.zoo.models import main\nmain(sys.argv[1:])"
 
     def row_of(spec: str) -> Record:

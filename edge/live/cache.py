@@ -141,7 +141,7 @@ class Cache:
         graph, layout = entry.graph, entry.graph.layout
         arrays = [layout.pieces, layout.channels, *entry.clean.values(), *layout.slots.values()]
         data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-        about = {
+        about: dict[str, Any] = {
             "model": entry.model,
             "outputs": entry.outputs,
             "specs": list(entry.specs.items()),

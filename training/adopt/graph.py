@@ -294,7 +294,7 @@ def pad_explicitly(proto: onnx.ModelProto) -> None:
             continue
         ones = [1] * len(given)
         sides = zip(given, kernel, said.get("strides", ones), said.get("dilations", ones), strict=True)
-        total = [max((-(-n // step) - 1) * step + (k - 1) * far + 1 - n, 0) for n, k, step, far in sides]
+        total = [max((-(-n // step) - 1) * step + (k - 1) * far + 1 - n, 0) for n, k, step, far in sides if n]
         small, large = [side // 2 for side in total], [side - side // 2 for side in total]
         for attribute in [found for found in node.attribute if found.name in ("auto_pad", "pads")]:
             node.attribute.remove(attribute)

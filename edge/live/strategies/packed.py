@@ -67,7 +67,8 @@ def mapped_block(path: Path, unread: Mapping[str, int], size: int) -> NDArray[np
 
 def start_value(owner: int) -> np.float32:
     """Return what weights hold while the session is made: another number for each owner, and far from any weight."""
-    return np.float32(1e30 * (1 + owner))
+    value: np.float32 = np.float32(1e30 * (1 + owner))
+    return value
 
 
 @dataclass(frozen=True, eq=False)
