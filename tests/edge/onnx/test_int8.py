@@ -248,7 +248,7 @@ REFUSED = {
     "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}), ("DequantizeLinear", ["q", "m", "z"], ["xf"], {}), WEIGHT, CONV], "expected a constant"),
     "other": ([PAIR[0], ("DequantizeLinear", ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
     "integers": ([PAIR[0], ("Cast", ["q"], ["xf"], {"to": 1}), WEIGHT, CONV], "are integers"),
-    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "is not among"),
+    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
     "branch": ([("If", ["c"], ["xf"], {"then_branch": LOOP, "else_branch": LOOP}), WEIGHT, CONV], "holds a graph"),
     "inputs": ([("QLinearConv", ["x", "s"], ["y"], {})], "malformed"),
     "axis": ([WEIGHT[:1] + (["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),
