@@ -1,4 +1,4 @@
-"""What a file is that is not an ONNX model, told by its first bytes, and what to do with it."""
+"""What a file is that is not an ONNX model, by its first bytes, and what to do with it."""
 
 import io
 import zipfile

@@ -78,6 +78,42 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     options = options or ImportOptions()
     original = read_model(model)
     changes: list[str] = []
+    proto, spec, given, tolerance = _float_graph(original, options, changes)
+    images = _random_images(spec, 2 * given)
+    changes += _images_first(proto, images[:given])
+    expected = _run_parts(Runner(proto), images, given)
+    proto = graph.simplified(proto)
+    graph.pad_explicitly(proto)
+    names = options.names or names_in_metadata(original)
+    count = None if names is None else len([name for name in names if name])
+    reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
+    graph.keep_outputs(proto, reading.outputs)
+    graph.drop_unused(proto)
+    if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:
+        changes.append(f"outputs that were left out: {', '.join(others)}"[:200])
+    steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
+    changes += steps.values()
+    wanted = {name: expected[name] for name in reading.outputs}
+    proto, batch, found = _settled(prepare(proto), images, given, wanted, tolerance, list(steps))
+    if batch is None and (data_input(original).shape or (None,))[0] is not None:
+        changes.append(f"its batch of {given} was made free")
+    shapes = tuple(found[name].shape[1:] for name in reading.outputs)
+    graph.declare_outputs(proto, shapes, batch)
+    check_network(proto, "model", (batch or 1, *spec.shape), proto.ByteSize())
+    spec = replace(spec, fit=options.fit or ("letterbox" if reading.task.name in ("detect", "segment") else "crop"))
+    classes = _classes(reading, shapes, names, must=options.names is not None)
+    content, outputs, said = proto.SerializeToString(), reading.outputs, tuple(changes)
+    imported = ImportedModel(content, spec, reading.task, outputs, shapes, batch, classes, said, reading.reason)
+    return with_preprocessing(imported, options.preprocessing)
+
+
+def _float_graph(
+    original: onnx.ModelProto, options: ImportOptions, changes: list[str]
+) -> tuple[onnx.ModelProto, InputSpec, int, float]:
+    """Return a copy whose shallow part is float32, its input's shape known, with the wanted outputs.
+
+    Returns also what the input takes, for how many images at once, and how much its outputs may change.
+    """
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     if proto.functions:
@@ -87,7 +123,6 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if half := graph.widened(proto):
         changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
-    declared = data_input(original).shape
     graph.set_input(proto, shape)
     if kind := is_quantised(proto):
         layers = options.layers or layers_within(prepare(dequantised(proto)))
@@ -96,41 +131,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
         graph.keep_outputs(proto, options.wanted.outputs)
-    images = _random_images(spec, 2 * shape[0])
-    changes += _images_first(proto, images[: shape[0]])
-    expected = _run_parts(Runner(proto), images, shape[0])
-    proto = graph.simplified(proto)
-    graph.pad_explicitly(proto)
-    names, told = options.names, names_in_metadata(original)
-    count = len([name for name in names if name]) if names is not None else len(told) if told else None
-    reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
-    graph.keep_outputs(proto, reading.outputs)
-    graph.drop_unused(proto)
-    if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:
-        changes.append(f"outputs that were left out: {', '.join(others)}"[:200])
-    steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
-    changes += steps.values()
-    wanted = {name: expected[name] for name in reading.outputs}
-    tolerance = _HALF if half or kind else graph.TOLERANCE
-    proto, batch, found = _settled(prepare(proto), images, shape[0], wanted, tolerance, list(steps))
-    if declared and declared[0] is not None and batch is None:
-        changes.append(f"its batch of {declared[0]} was made free")
-    shapes = tuple(found[name].shape[1:] for name in reading.outputs)
-    graph.declare_outputs(proto, shapes, batch)
-    check_network(proto, "model", (batch or 1, *spec.shape), proto.ByteSize())
-    spec = replace(spec, fit=options.fit or ("letterbox" if reading.task.name in ("detect", "segment") else "crop"))
-    imported = ImportedModel(
-        proto.SerializeToString(),
-        spec,
-        reading.task,
-        reading.outputs,
-        shapes,
-        batch,
-        None,
-        tuple(changes),
-        reading.reason,
-    )
-    return with_preprocessing(replace(imported, classes=_classes(imported, names, told)), options.preprocessing)
+    return proto, spec, shape[0], _HALF if half or kind else graph.TOLERANCE
 
 
 def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> ImportedModel:
@@ -204,8 +205,8 @@ def _by(sides: Sequence[int | None]) -> str:
 
 
 def _size(found: Sequence[int | None], given: tuple[int, int] | None, proto: onnx.ModelProto) -> tuple[int, int]:
-    told = next((entry.value for entry in proto.metadata_props if entry.key == "imgsz"), "")  # Ultralytics
-    numbers = [int(word) for word in told.strip("[] ").split(",") if word.strip().isdecimal()]
+    written = next((entry.value for entry in proto.metadata_props if entry.key == "imgsz"), "")  # Ultralytics
+    numbers = [int(word) for word in written.strip("[] ").split(",") if word.strip().isdecimal()]
     sizes = given or (tuple(numbers) if len(numbers) == 2 else (None, None))
     result = [one or other for one, other in zip(found, sizes, strict=True)]
     if given is not None and tuple(result) != given:
@@ -302,14 +303,14 @@ def _as_before(values: NDArray[Any], taken: Sequence[str]) -> NDArray[Any]:
     return 1 / (1 + np.exp(-values.astype(np.float64))) if "Sigmoid" in taken else values
 
 
-def _classes(model: ImportedModel, names: Sequence[str] | None, told: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return the class names, which the user or the file gives, in the order of the outputs; None if unknown."""
-    count = count_classes(model.task, model.shapes)
-    if model.task.name == "raw":
+def _classes(
+    reading: Reading, shapes: Sequence[tuple[int, ...]], names: Sequence[str] | None, *, must: bool
+) -> tuple[str, ...] | None:
+    """Return the class names in the order of the outputs; None if they are unknown. InputError if they `must` fit."""
+    count = count_classes(reading.task, shapes)
+    if names is None or reading.task.name == "raw":
         return None
-    if names is None:
-        return None if told is None else tuple(fitted(told, count) or ()) or None
     fits = fitted(names, count)
-    if fits is None:
-        raise InputError(f"{len(names)} class names, but the model gives {count} classes ({model.reason})")
-    return tuple(fits)
+    if fits is None and must:
+        raise InputError(f"{len(names)} class names, but the model gives {count} classes ({reading.reason})")
+    return None if fits is None else tuple(fits)

@@ -86,8 +86,8 @@ def find_task(
         raise BundleError(f"model: output {loose[0]} is not finite for random images; train or export it again")
     task, reason = wanted.task or ("detect" if wanted.head else None), "as --task says"
     if task is None and by_ultralytics(proto):
-        told = {entry.key: entry.value for entry in proto.metadata_props}
-        task, reason = _OF_ULTRALYTICS.get(told.get("task", ""), "raw"), "as the file's metadata says"
+        written = {entry.key: entry.value for entry in proto.metadata_props}
+        task, reason = _OF_ULTRALYTICS.get(written.get("task", ""), "raw"), "as the file's metadata says"
     if task == "raw":
         return Reading(TaskSpec("raw"), tuple(floats), reason)
     outputs = _Outputs(proto, floats, size, names)

@@ -48,8 +48,8 @@ def read_names(path: Path) -> list[str]:
 
 def names_in_metadata(model: onnx.ModelProto) -> list[str] | None:
     """Return the class names that an exporter wrote into a model's metadata, as Ultralytics does; None without them."""
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    found = next((told[key] for key in _KEYS if key in told), None)
+    written = {entry.key: entry.value for entry in model.metadata_props}
+    found = next((written[key] for key in _KEYS if key in written), None)
     return None if found is None else [printable(name) for name in _listed(_literal(found))] or None
 
 
