@@ -175,9 +175,9 @@ def live_models() -> str:
     """Return a row per model: what was patched, and strategy, exactness and ratios in each place."""
 
     def cell(place: Mapping[str, str], row: Mapping[str, Any]) -> str:
-        found = find(_live_rows(place | {"model": row["model"]}), model=row["model"])
+        found = find(_live_rows(place), model=row["model"])
         if not found.get("strategy"):
-            return found.get("fault", "")
+            return str(found.get("fault", ""))
         exact = "=" if found["exact"] else "≈"
         return f"{found['strategy']} {exact} {found['live']:.2f} / {found['patched']:.2f}"
 
