@@ -174,8 +174,8 @@ def live_summary() -> str:
 def live_models() -> str:
     """Return a row per model: what was patched, and strategy, exactness and ratios in each place."""
 
-    def cell(place: dict[str, str], row: Mapping[str, Any]) -> str:
-        found = find(_live_rows(place | {"model": row["model"]}), model=row["model"])
+    def cell(place: Mapping[str, str], row: Mapping[str, Any]) -> str:
+        found = find(_live_rows(place), model=row["model"])
         if not found.get("strategy"):
             return str(found.get("fault", ""))
         exact = "=" if found["exact"] else "≈"

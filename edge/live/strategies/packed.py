@@ -60,15 +60,14 @@ def mapped_block(path: Path, unread: Mapping[str, int], size: int) -> NDArray[np
         file.write(bytes(4 * size))  # a hole could not be filled later if memory runs out
         for owner, length in enumerate(unread.values()):
             if length:
-                file.write(np.full(aligned(length), start_value(owner)).tobytes())
+                file.write(np.full(aligned(length), start_value(owner), np.float32).tobytes())
         file.flush()
         return np.frombuffer(mmap.mmap(file.fileno(), 0), np.float32, size)
 
 
-def start_value(owner: int) -> np.float32:
+def start_value(owner: int) -> float:
     """Return what weights hold while the session is made: another number for each owner, and far from any weight."""
-    value: np.float32 = np.float32(1e30 * (1 + owner))
-    return value
+    return 1e30 * (1 + owner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,7 @@ def map_packed(model: onnx.ModelProto, slots: Slots, maker: SessionMaker) -> tup
                 others.add(name)
                 continue
             value = start_value(list(found).index(name) if name in found else len(found))
-            labels = _pack(model, node, name, np.where(raw >= 0, value, np.float32(0)), maker)
+            labels = _pack(model, node, name, np.where(raw >= 0, value, 0).astype(np.float32), maker)
             known = found.setdefault(name, {})
             opposite = _pack(model, node, name, -numbers, maker)
             for packed, negative, named in zip(layouts, opposite, labels, strict=True):
