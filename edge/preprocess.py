@@ -138,13 +138,13 @@ def preprocess(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[Any],
 def _fit(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Placement]:
     height, width = image.shape[:2]
     sizes = (height, width), (spec.height, spec.width)
-    if (height, width) == (spec.height, spec.width):
+    if sizes[0] == sizes[1]:
         return image, Placement(*sizes, 1.0, 1.0, 0.0, 0.0)
     if spec.fit == "crop":
         top, left, rows, columns = _centre(height, width, spec.height, spec.width)
         scale_y, scale_x = spec.height / rows, spec.width / columns
         placement = Placement(*sizes, scale_x, scale_y, -left * scale_x, -top * scale_y)
-        return cover(image, spec.height, spec.width), placement
+        return _resize(image[top : top + rows, left : left + columns], spec.height, spec.width), placement
     rows, columns = spec.height, spec.width
     if spec.fit == "letterbox":
         scale = min(rows / height, columns / width)

@@ -22,7 +22,7 @@ MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
 
 
 def main(path: str = str(MODEL), changes: int = 20) -> None:
-    """Open the model twice, then change it again and again in both ways."""
+    """Open the model twice, then change its weights by a write and by a reload, repeatedly."""
     model = onnx.load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     name = next(node.input[1] for node in model.graph.node if node.op_type == "Conv" and node.input[1] in tensors)

@@ -103,8 +103,9 @@ def models(
             help="torchvision/NAME, torchvision/NAME@dynamo, timm/NAME, zoo/NAME or .onnx files. Default: 26 of them."
         ),
     ] = None,
-    images: Annotated[str, typer.Option(help="Photographs that tell a model's preprocessing. Default: none.")] = "",
+    images: Annotated[str, typer.Option(help="Photographs that tell the preprocessing of trained models.")] = "",
     work: Annotated[Path, typer.Option(help="Folder for exported models.")] = Path("runs/models"),
+    workers: Annotated[int, typer.Option(min=1, help="Models at a time, each with one thread.")] = 1,
     seed: Seed = 0,
     report: JsonOption = None,
 ) -> None:
@@ -116,10 +117,10 @@ def models(
     """
     with require("bench"):
         from rws.benchmarks.common.tables import Record
-        from rws.benchmarks.zoo.models import DEFAULT, measure_models
+        from rws.benchmarks.zoo.models import DEFAULT, ModelsOptions, measure_models
 
     def keep(rows: list[Record]) -> None:
         save(report, "models/1", {"rows": rows}, images or None, seed=seed, threads=1)
 
     work.mkdir(parents=True, exist_ok=True)
-    measure_models(model or DEFAULT, images, seed, work, say, keep)
+    measure_models(model or DEFAULT, ModelsOptions(images, work, seed, workers), say, keep)

@@ -5,11 +5,12 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from rws.edge.common.files import write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Record = dict[str, Any]
 """A result or a part of it, as its JSON file holds it; docs/reference/results.md describes the keys."""
@@ -73,8 +74,10 @@ def markdown(columns: Iterable[Column], rows: Iterable[Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None = None) -> Table:
+def terminal(columns: Sequence[Column], rows: Iterable[Any], title: str | None = None) -> "Table":
     """Return a table for a rich console."""
+    from rich.table import Table  # what measures in another Python has numpy, onnx and onnxruntime only
+
     table = Table(title=title, box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.title, justify="left" if column.words else "right", no_wrap=column.words)

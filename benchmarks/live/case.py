@@ -41,7 +41,7 @@ class Change:
 
 
 def measure(path: Path, seed: int, rounds: int) -> Record:
-    """Return what became of one model: strategy, exactness on inputs and weights of its own, times, and their ratios.
+    """Return the outcome for one model: strategy, exactness on a separate input and weights, times, and their ratios.
 
     Times are the processor's, of one thread, since others may use the machine; `second_open` is by the clock.
     If its weights cannot be changed, there is only the `fault`.

@@ -11,7 +11,7 @@ from rws.edge.common.extras import require
 from rws.errors import InputError
 
 OPSET = 17
-SIZE = 128  # pixels, unless a module has one of its own
+SIZE = 128  # pixels, unless a module has a fixed one
 TORCHVISION = (
     "deeplabv3_mobilenet_v3_large densenet121 efficientnet_b0 googlenet lraspp_mobilenet_v3_large mnasnet0_5 "
     "mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 "
@@ -59,7 +59,11 @@ def export(spec: str, folder: Path, seed: int) -> Path:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         image = ([torch.rand(3, size, size)],) if detects else (torch.rand(1, 3, size, size),)
-        how = {"dynamo": False, "opset_version": OPSET} if exporter != "dynamo" else {"dynamo": True, "external_data": False}
+        how = (
+            {"dynamo": False, "opset_version": OPSET}
+            if exporter != "dynamo"
+            else {"dynamo": True, "external_data": False}
+        )
         torch.onnx.export(module.eval(), image, path, input_names=["image"], verbose=False, **how)
     onnx.checker.check_model(path)
     return path

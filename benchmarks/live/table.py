@@ -54,12 +54,13 @@ def measure_table(
     rows: list[Record] = []
     cases = list(product(options.pythons, features()))
     with _importable() as path, ThreadPoolExecutor(options.workers) as pool:
-        hide = _hiding_library(options.work)
+        hide = hiding_library(options.work)
         for spec in specs:
             try:
                 model = export(spec, options.work, options.seed)
             except Exception as error:  # an architecture may raise anything when it is exported
                 rows.append({"model": title(spec), "fault": f"export: {first_line(error)}"})
+                keep(rows)
                 continue
 
             def case(place: tuple[str, str], model: Path = model) -> Record:
@@ -103,7 +104,8 @@ def run_case(command: Sequence[str], environment: Mapping[str, str], seconds: fl
     return row
 
 
-def _hiding_library(folder: Path) -> str:
+def hiding_library(folder: Path) -> str:
+    """Compile what hides AVX-512 from a process that preloads it; returns its path, "" if there is nothing to hide."""
     if AVX2 not in features()[1:]:
         return ""
     library = folder / "cpuid.so"

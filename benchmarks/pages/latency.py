@@ -1,8 +1,9 @@
 """The tables of docs/benchmarks/latency.md and storage.md."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from statistics import median
 from typing import Any
 
 from rws.benchmarks.common.committed import ROOT
@@ -32,6 +33,12 @@ LATENCIES = (
     ("ResNet-50, 224 px", "resnet50", 224, "latency_live", "latency"),
     ("MobileNetV2, 224 px", "mobilenet_v2", 224, "latency_live_small", "latency"),
 )
+LIVE_ARMS = {
+    "again": "a second, identical session",
+    "live": "live, no patch",
+    "patched": "live, a new patch on every frame",
+}
+LIVE_LIMITS = {"live": 1.01, "patched": 1.03}
 RATES = {0: "no patch", 10: "patched on every tenth frame", 1: "patched on every frame"}
 BUNDLE = ROOT / "edge/bundle/default/bundle.json"
 BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors")
@@ -129,11 +136,68 @@ def _bundle_megabytes(files: tuple[str, ...]) -> str:
     return f"{sum(sizes[file]['bytes'] for file in files) / 1e6:.2f}"
 
 
+def _live_rows(within: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of the table of live weights, or those of one release of ONNX Runtime and one set of features."""
+    rows = [row for row in lookup("live_table.rows") if "onnxruntime" in row]
+    return [row for row in rows if within is None or all(row[key] == value for key, value in within.items())]
+
+
+def _live_places() -> list[dict[str, str]]:
+    found = {(row["onnxruntime"], row["features"]): None for row in _live_rows()}
+    return [{"onnxruntime": release, "features": features} for release, features in found]
+
+
+def _slow(row: Mapping[str, Any], arm: str, limit: float) -> bool:
+    """Whether an arm is slower than its limit and than the interval of a second, identical session."""
+    return bool(row["p50_ms"] > 2 and row[arm] > max(limit, row["again_high"]))
+
+
+def live_summary() -> str:
+    """Return the outcome for all models, per release of ONNX Runtime and features of the processor."""
+    cases = []
+    for place in _live_places():
+        rows = _live_rows(place)
+        live = [row for row in rows if row["strategy"] == "live"]
+        ratios = {arm: median(row[arm] for row in live) for arm in ("again", "live", "patched", "second_open")}
+        slow = {f"slow {arm}": sum(_slow(row, arm, limit) for row in live) for arm, limit in LIVE_LIMITS.items()}
+        exact, others = sum(row["exact"] for row in live), len(rows) - len(live)
+        cases.append(place | ratios | slow | {"models": len(rows), "exact": exact, "others": others})
+    lines = [
+        *columns({"models": "models", "live and bit-exact": "exact", "another strategy, or refused": "others"}),
+        *columns({title: arm for arm, title in LIVE_ARMS.items()}, ".3f"),
+        *columns({f"slower than {limit} × ¹, {arm}": f"slow {arm}" for arm, limit in LIVE_LIMITS.items()}),
+        Column("second opening, times an ordinary session", "second_open", ".2f"),
+    ]
+    return markdown([label("ONNX Runtime", "onnxruntime"), label("processor", "features"), *lines], cases)
+
+
+def live_models() -> str:
+    """Return a row per model: what was patched, and strategy, exactness and ratios in each place."""
+
+    def cell(place: Mapping[str, str], row: Mapping[str, Any]) -> str:
+        found = find(_live_rows(place | {"model": row["model"]}), model=row["model"])
+        if not found.get("strategy"):
+            return found.get("fault", "")
+        exact = "=" if found["exact"] else "≈"
+        return f"{found['strategy']} {exact} {found['live']:.2f} / {found['patched']:.2f}"
+
+    first = {row["model"]: row for row in reversed(_live_rows())}
+    titles = [label(f"{place['onnxruntime']}, {place['features']}", partial(cell, place)) for place in _live_places()]
+    known = [
+        Column("MB", "megabytes", ".0f"),
+        Column("opset", "opset"),
+        Column("weights", "weights", ","),
+        Column("ms", "p50_ms", ".1f"),
+    ]
+    return markdown([label("model", "model"), *known, *titles], reversed(list(first.values())))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latency": latency_table,
     "two threads": threads_table,
     "default latency": default_latency_table,
 }
+LIVE_TABLES = {"live summary": live_summary, "live models": live_models}
 STORAGE_TABLES = {"storage": storage_table}
 VALUES: dict[str, Callable[[], str]] = {
     "bundle MB": partial(_bundle_megabytes, BUNDLE_FILES),

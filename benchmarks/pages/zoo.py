@@ -55,6 +55,20 @@ def _won_back(result: Result) -> str:
     return f"**{won['trained']:.1f}** / {won['perfect']:.1f}"
 
 
+def _exactness(row: Result) -> str:
+    return "" if row.get("exact") is None else "bit-exact" if row["exact"] else f"{row['error']:.0e}"
+
+
+def _outcome(row: Result) -> str:
+    if row.get("outcome") != "taken":
+        return row.get("fault") or row["refusals"][-1]
+    return f"with `{row['options']}`" if row["options"] else "taken"
+
+
+def _task(row: Result) -> str:
+    return f"{row.get('task', '')} {row.get('head', '')}".strip()
+
+
 def _by_corruption() -> Mapping[str, Result]:
     rows: dict[str, dict[str, str]] = {}
     for row in lookup(f"{ENTRIES[0]}.rows"):
@@ -91,6 +105,20 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("frames", "agreement.frames"),
         columns({"clean model": "agreement.unpatched", "patched": "agreement.patched"}, ".1f"),
     ),
+    "models": table(
+        "models.rows",
+        label("model", "model"),
+        label("what it is", "kind"),
+        label("trained by", lambda row: row["source"] or "nobody"),
+        label("exporter", "exporter"),
+        Column("opset", "opset"),
+        label("outcome", _outcome),
+        label("task", _task),
+        label("weights", "strategy"),
+        label("patched", _exactness),
+        label("trained on", "training"),
+        Column("seconds", "seconds", ".0f"),
+    ),
     "zoo curve": table(
         "zoo_curve.rows",
         Column("first n convolutions", "layers"),
@@ -99,4 +127,8 @@ TABLES: dict[str, Callable[[], str]] = {
         columns({"no patch": "std", "perfect oracle": "perfect"}, ".1f"),
     ),
 }
-VALUES = {"curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions")))}
+VALUES = {
+    "models taken": lambda: str(sum(row.get("outcome") == "taken" for row in lookup("models.rows"))),
+    "models trained": lambda: str(sum(bool(row["source"]) for row in lookup("models.rows"))),
+    "curve corruptions": lambda: ", ".join(map(spoken, lookup("zoo_curve.corruptions"))),
+}

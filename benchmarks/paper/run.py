@@ -10,6 +10,7 @@ import torch
 
 from rws.benchmarks.common import committed
 from rws.benchmarks.common.plots import small_png
+from rws.benchmarks.common.tables import Record
 from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place
 from rws.benchmarks.paper.entries import ENTRIES, Entry
 from rws.benchmarks.paper.measure import REPRODUCE_VERSION, Measure, Result, Variant
@@ -61,7 +62,7 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
                     yield Task(name, column, sources, scale)
 
 
-def status(results: Path) -> list[Result]:
+def status(results: Path) -> list[Record]:
     """Return for every result whether it has been made: whether its file is in a folder of results."""
     return [{"name": t.name, "column": t.column, "scale": t.scale, "done": t.path(results).is_file()} for t in tasks()]
 

@@ -106,9 +106,9 @@ def table3(measures: Sequence[Measure]) -> Result:
 
 
 def _transferred(method: str, source: Measure, target: Measure) -> dict[str, float]:
+    ra: dict[str, float] = target.score(Variant(method))["ra"] if source is target else {}
     if source is target:
-        return target.score(Variant(method))["ra"]
-    ra = {}
+        return ra
     for corruption in CORRUPTIONS:
         deltas = source.deltas(method, corruption)
         alpha, _ = target.calibrated(target.std, deltas, target.validations(corruption))

@@ -1,17 +1,17 @@
-"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process.
-"""
+"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process."""
 
 import json
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import tomllib
 import torch
 from numpy.typing import NDArray
 
@@ -35,8 +35,8 @@ from rws.training.adopt.understand import find_preprocessing
 from rws.training.data.clean_images import CleanImages, load_clean_images
 from rws.training.models.foreign import load_model
 
-MEMORY, SECONDS = 6 * 2**30, 600  # bytes and seconds for one model
-IMAGES = 20
+MEMORY, SECONDS = 6 * 2**30, 900  # bytes and seconds for one model
+IMAGES = 16
 KNOWN = Path(__file__).parent / "models.toml"
 _TORCHVISION = (
     "convnext_tiny deeplabv3_mobilenet_v3_large efficientnet_b0 lraspp_mobilenet_v3_large mobilenet_v2 "
@@ -49,43 +49,55 @@ DEFAULT = (
 )
 
 
+@dataclass(frozen=True)
+class ModelsOptions:
+    """How to try models: photographs that tell the preprocessing of trained ones (""), a folder for exported ones."""
+
+    images: str
+    work: Path
+    seed: int = 0
+    workers: int = 1
+
+
 def measure_models(
     specs: Sequence[str],
-    images: str,
-    seed: int,
-    work: Path,
+    options: ModelsOptions,
     progress: Callable[[str], object],
     keep: Callable[[list[Record]], object],
 ) -> None:
     """Try models, as `export` takes them or `zoo/NAME`; `keep` is given all rows after each.
 
-    `KNOWN` says of a model by name where it is from, if somebody has trained it, what it is, and the options that it needs.
+    `KNOWN` says of a model what it is, where it is from if somebody has trained it, and the options that it needs.
     """
     known = tomllib.loads(KNOWN.read_text())
+    code = "import sys\nfrom rws.benchmarks.zoo.models import main\nmain(sys.argv[1:])"
+
+    def row_of(spec: str) -> Record:
+        said = dict(known.get(title(spec).partition("@")[0], {}))
+        row = {"model": title(spec), "source": said.pop("source", ""), "kind": said.pop("kind", "")}
+        if spec.endswith(".onnx"):
+            spec = str(Path(spec).resolve())
+        arguments = [spec, json.dumps(said), str(options.work.resolve()), str(options.seed)]
+        arguments += [str(Path(options.images).resolve())] if options.images and row["source"] else []
+        return row | run_case(python_command(code, *arguments), {}, SECONDS)
+
     rows: list[Record] = []
-    for spec in specs:
-        name = title(spec)
-        options = dict(known.get(name, {}))
-        row = {"model": name, "source": options.pop("source", ""), "kind": options.pop("kind", "")}
-        try:
-            path = _written(name, work) if spec.startswith("zoo/") else export(spec, work, seed)
-        except Exception as error:  # an architecture may raise anything when it is exported
-            rows.append(row | {"fault": f"export: {first_line(error)}"})
-        else:
-            arguments = [str(path.resolve()), json.dumps(options), str(seed), *([images] if images else [])]
-            code = "import sys\nfrom rws.benchmarks.zoo.models import main\nmain(sys.argv[1:])"
-            rows.append(row | run_case(python_command(code, *arguments), {}, SECONDS))
-        progress(" ".join(str(rows[-1].get(key)) for key in _SAID))
-        keep(rows)
+    with ThreadPoolExecutor(options.workers) as pool:
+        for row in pool.map(row_of, specs):
+            rows.append(row)
+            progress(" ".join(str(row.get(key)) for key in _SAID))
+            keep(rows)
 
 
 _SAID = ("model", "outcome", "refusals", "task", "head", "strategy", "exact", "training", "seconds", "fault")
 
 
-def _written(name: str, work: Path) -> Path:
-    path = work / f"{name}.onnx"
+def _file(spec: str, work: Path, seed: int) -> Path:
+    if not spec.startswith("zoo/"):
+        return export(spec, work, seed)
+    path = work / f"{title(spec)}.onnx"
     if not path.exists():
-        path.write_bytes(ZOO[name][0](None))
+        path.write_bytes(ZOO[title(spec)][0](None))
     return path
 
 
@@ -127,8 +139,18 @@ def _import_options(said: Mapping[str, str]) -> ImportOptions:
 
 
 def _understood(model: ImportedModel) -> Record:
-    row: Record = {"input": asdict(model.input), "task": model.task.name, "head": model.task.head, "reason": model.reason}
-    return row | {"outputs": len(model.outputs), "classes": model.class_count, "batch": model.batch, "changes": model.changes}
+    row: Record = {
+        "input": asdict(model.input),
+        "task": model.task.name,
+        "head": model.task.head,
+        "reason": model.reason,
+    }
+    return row | {
+        "outputs": len(model.outputs),
+        "classes": model.class_count,
+        "batch": model.batch,
+        "changes": model.changes,
+    }
 
 
 def _preprocessed(model: ImportedModel, pixels: NDArray[np.uint8]) -> tuple[ImportedModel, str]:
@@ -171,11 +193,16 @@ def _trained(model: ImportedModel, pixels: NDArray[np.uint8]) -> Record:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the row of a file as JSON: its path, options as JSON, seed, and perhaps a folder of images."""
+    """Print the row of a model as JSON: arguments are its name, options as JSON, folder, seed, and perhaps images."""
     if sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     torch.set_num_threads(1)
-    path, options, seed, *images = arguments
-    print(json.dumps(examine(Path(path), json.loads(options), int(seed), *images)))
+    spec, options, work, seed, *images = arguments
+    try:
+        path = _file(spec, Path(work), int(seed))
+    except Exception as error:  # an architecture may raise anything when it is exported
+        print(json.dumps({"fault": f"export: {first_line(error)}"}))
+        return
+    print(json.dumps(examine(path, json.loads(options), int(seed), *images)))

@@ -294,7 +294,7 @@ def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
 
 
 def _is_bundle(folder: Path) -> bool:
-    """Return whether a folder has a manifest; warn if that cannot be told."""
+    """Return whether a folder has a manifest; warn if it cannot be read."""
     from rws.edge.bundle.manifest import MANIFEST
 
     try:

@@ -40,7 +40,7 @@ class OnnxModel(LiveSession, PatchableModel):
             expected = "(N, 3, height, width)"
             raise BundleError(f"model: input {self._input!r} has the shape {self._shape}, expected {expected}")
         super().__init__(
-            proto,
+            model,  # which finds what was learned of it before faster than what was read of it
             tensors=tensor_names,
             signatures=signatures,
             strategy=strategy,

@@ -8,13 +8,6 @@ _FROM_KERAS = "convert it to ONNX with tf2onnx"
 _BY_START = (
     (b"version https://git-lfs.github.com/spec", "a Git LFS pointer, not the file itself", "run: git lfs pull"),
     (b"\x89HDF\r\n\x1a\n", "HDF5 weights (Keras)", _FROM_KERAS),
-    (b"ptrt", "a TensorRT engine", "give the ONNX model that it was built from"),
-    (b"ftrt", "a TensorRT engine", "give the ONNX model that it was built from"),
-    (b"7767517", "an ncnn graph", "give the ONNX model that it was converted from"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (b"%PDF", "a PDF", "give an ONNX file"),
-    (b"\x89PNG", "a PNG image", "give an ONNX file"),
-    (b"\xff\xd8\xff", "a JPEG image", "give an ONNX file"),
     (b"\x80\x02", "a pickle of torch (.pth)", f"load it into its module, then {_ONNX}, or give package.module:factory"),
 )
 _BY_FIFTH = {b"TFL3": ("a TensorFlow Lite model", _FROM_KERAS), b"ORTM": ("a model in ORT's format", "give the .onnx")}
@@ -24,7 +17,6 @@ _BY_NAME = (
     ("/models/", "a torch.export archive (.pt2)", f"torch.export.load it, then {_ONNX}"),
     ("/data.pkl", "a checkpoint of torch (.pth, .pt)", f"load it, then {_ONNX}, or give package.module:factory"),
     (".weights.h5", "a Keras model", _FROM_KERAS),
-    (".npy", "NumPy arrays (.npz)", "give an ONNX file"),
 )
 
 
@@ -36,8 +28,8 @@ def other_kind(data: bytes) -> str:
         found = ("empty", "download or export it again")
     elif text.startswith((b"<!doctype html", b"<html")):
         found = ("an HTML page, not a model", "download the file itself (its raw link)")
-    elif text.startswith(b"<?xml") or text.startswith(b"<net"):
-        found = ("XML (OpenVINO?)", "give the ONNX model that it was converted from")
+    elif text.startswith(b"<?xml"):
+        found = ("XML, perhaps of OpenVINO", "give the ONNX model that it was converted from")
     elif data[8:9] == b"{" and 1 < int.from_bytes(data[:8], "little") <= len(data):
         found = ("safetensors: weights without a graph", f"load them into their module, then {_ONNX}")
     elif data.startswith(b"PK\x03\x04"):

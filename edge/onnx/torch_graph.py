@@ -80,12 +80,12 @@ def to_torch(model: onnx.ModelProto, tensors: Sequence[str]) -> tuple[TorchGraph
     opset = next(iter(version.values()), 1)
     if opset < _OLDEST:
         raise OperatorError(f"model: of opset {opset}, expected {_OLDEST} or later; export it again")
-    kinds = {f"{node.domain}.{node.op_type}".removeprefix("ai.onnx").lstrip("."): node for node in model.graph.node}
-    if unknown := sorted(
-        kind for kind, node in kinds.items() if node.domain not in _DOMAINS or not find(node.op_type, opset)
-    ):
-        raise OperatorError(f"model: torch has no counterpart of {', '.join(unknown)}; export the model without it")
-    return _Builder(model.graph, tensors, opset).build()
+    nodes = model.graph.node
+    operators = [find(node.op_type, opset) if node.domain in _DOMAINS else None for node in nodes]
+    if unknown := [node for node, operator in zip(nodes, operators, strict=True) if operator is None]:
+        names = sorted({f"{node.domain}.{node.op_type}".removeprefix("ai.onnx").lstrip(".") for node in unknown})
+        raise OperatorError(f"model: torch has no counterpart of {', '.join(names)}; export the model without it")
+    return _Builder(model.graph, tensors).build([operator for operator in operators if operator])
 
 
 class _Builder:
@@ -95,9 +95,8 @@ class _Builder:
     lists of them, not tensors.
     """
 
-    def __init__(self, graph: onnx.GraphProto, tensors: Sequence[str], opset: int) -> None:
-        self.source, self.opset = graph, opset
-        self.graph, self.root = fx.Graph(), nn.Module()
+    def __init__(self, graph: onnx.GraphProto, tensors: Sequence[str]) -> None:
+        self.source, self.graph, self.root = graph, fx.Graph(), nn.Module()
         self.numbers: set[Any] = set()
         self.kept: dict[int, fx.Node] = {}
         self.values: dict[str, Any] = {"": None} | {tensor.name: _tensor(tensor) for tensor in graph.initializer}
@@ -113,12 +112,12 @@ class _Builder:
             self.root.register_parameter(self.parameters[name], nn.Parameter(value))
             self.values[name] = self.graph.get_attr(self.parameters[name])
 
-    def build(self) -> tuple[TorchGraph, dict[str, str]]:
-        """Convert all nodes; see `to_torch`."""
-        for node in self.source.node:
+    def build(self, operators: Sequence[Operator]) -> tuple[TorchGraph, dict[str, str]]:
+        """Convert all nodes, whose operators are given; see `to_torch`."""
+        for node, operator in zip(self.source.node, operators, strict=True):
             where = f"node {node.name or node.output[0]!r} ({node.op_type})"
             try:
-                self._convert(node, where)
+                self._convert(node, operator, where)
             except _FAULTS as error:
                 _refuse(where, error)
         if unread := [name for name in self.parameters if not self.values[name].users]:
@@ -128,8 +127,7 @@ class _Builder:
         body = fx.GraphModule(self.root, self.graph)
         return TorchGraph(body), {name: f"body.{attribute}" for name, attribute in self.parameters.items()}
 
-    def _convert(self, node: onnx.NodeProto, where: str) -> None:
-        operator = find(node.op_type, self.opset)
+    def _convert(self, node: onnx.NodeProto, operator: Operator, where: str) -> None:
         inputs = [self.values[name] for name in node.input]
         while inputs and inputs[-1] is None:
             inputs.pop()

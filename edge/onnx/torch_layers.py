@@ -42,7 +42,9 @@ def _conv(
     if sides[::2] != sides[1::2]:
         x, padding = F.pad(x, sides), [0] * len(ones)
     if max(w.shape[2:]) == 1 < max(strides) and w.shape[1] < _LANES and not any(padding):
-        x, strides = x[(slice(None), slice(None), *(slice(None, None, step) for step in strides))], ones
+        for axis, step in enumerate(strides, 2):
+            x = x[(slice(None),) * axis + (slice(None, None, step),)]
+        strides = ones
     return getattr(F, f"conv{len(ones)}d")(x, w, b, strides, padding, dilations, group)  # type: ignore[no-any-return]
 
 
@@ -140,14 +142,14 @@ def _lrn(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: fl
 @operator("DepthToSpace")
 def _depth_to_space(x: Tensor, blocksize: int, mode: str = "DCR") -> Tensor:
     if mode == "DCR":
-        x = x.unflatten(1, (blocksize**2, -1)).transpose(1, 2).flatten(1, 2)
+        x = torch.unflatten(x, 1, (blocksize**2, -1)).transpose(1, 2).flatten(1, 2)
     return F.pixel_shuffle(x, blocksize)
 
 
 @operator("SpaceToDepth")
 def _space_to_depth(x: Tensor, blocksize: int, mode: str = "DCR") -> Tensor:
     y = F.pixel_unshuffle(x, blocksize)
-    return y.unflatten(1, (-1, blocksize**2)).transpose(1, 2).flatten(1, 2) if mode == "DCR" else y
+    return torch.unflatten(y, 1, (-1, blocksize**2)).transpose(1, 2).flatten(1, 2) if mode == "DCR" else y
 
 
 @operator("GridSample")
@@ -162,7 +164,7 @@ def _grid_sample(
 
 
 @operator("Upsample", "Resize", host=(1,))
-def _upsample(x: Tensor, scales: Any, mode: str = "nearest") -> Tensor:
+def _upsample(x: Tensor, scales: Any, mode: str = "nearest") -> Any:
     return _resize(x, scales=scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
@@ -297,8 +299,8 @@ def _lstm(
         flat += [_gates(half, order) for half in b[k].chunk(2)] if b is not None else []
     zeros = x.new_zeros(len(w), x.shape[1], r.shape[2])
     state = [zeros if h is None else h, zeros if c is None else c]
-    y, *last = torch.lstm(x, state, flat, b is not None, 1, 0.0, False, len(w) == 2, False)  # type: ignore[attr-defined]
-    return (y.unflatten(2, (len(w), -1)).transpose(1, 2), *last)[:outputs]
+    y, *last = torch.lstm(x, state, flat, b is not None, 1, 0.0, False, len(w) == 2, False)
+    return (torch.unflatten(y, 2, (len(w), -1)).transpose(1, 2), *last)[:outputs]
 
 
 @operator("Attention")
@@ -309,7 +311,7 @@ def _attention(
     flat = q.dim() == 3
     if flat:
         heads = (q_num_heads, kv_num_heads, kv_num_heads)
-        q, k, v = (x.unflatten(2, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), heads, strict=True))
+        q, k, v = (torch.unflatten(x, 2, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), heads, strict=True))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     y = F.scaled_dot_product_attention(q, k, v, mask, 0.0, bool(is_causal), scale=scale)
     return y.transpose(1, 2).flatten(2) if flat else y

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 Ints = Sequence[int]
 Function = Callable[..., Any]
 
-DTYPES = {
+DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
     TensorProto.BFLOAT16: torch.bfloat16,
@@ -103,7 +103,7 @@ for _name in (
 ):
     operator(_name)(getattr(torch, _name.lower()))
 
-for _name, _function in {
+_ARITHMETIC: dict[str, Function] = {
     "Add": python.add,
     "Sub": python.sub,
     "Mul": python.mul,
@@ -112,10 +112,11 @@ for _name, _function in {
     "GreaterOrEqual": python.ge,
     "Less": python.lt,
     "LessOrEqual": python.le,
-}.items():
+}
+for _name, _function in _ARITHMETIC.items():
     operator(_name, scalars=(0, 1))(_function)
 
-for _name, _function in {
+_PLAIN: dict[str, Function] = {
     "And": torch.logical_and,
     "Or": torch.logical_or,
     "Xor": torch.logical_xor,
@@ -154,7 +155,8 @@ for _name, _function in {
     "NonZero": lambda x: torch.nonzero(x).t(),
     "Shape": lambda x, start=0, end=None: list(x.shape)[start:end],
     "Size": lambda x: x.numel(),
-}.items():
+}
+for _name, _function in _PLAIN.items():
     operator(_name)(_function)
 
 operator("Softmax", since=13)(lambda x, axis=-1: x.softmax(axis))
@@ -163,11 +165,12 @@ operator("Pow", scalars=(1,))(lambda a, b: torch.pow(a, b).to(a.dtype))
 operator("Dropout", many=True)(lambda x, ratio=None, training=None: (x, torch.ones_like(x, dtype=torch.bool)))
 
 # Those with inputs that are numbers: shapes, axes, limits.
-for _name, _function in {
+_WITH_NUMBERS: dict[str, Function] = {
     "Squeeze": lambda x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(axes)),
     "Tile": lambda x, repeats: x.tile(tuple(repeats)),
     "Trilu": lambda x, k=None, upper=1: x.triu(k or 0) if upper else x.tril(k or 0),
-}.items():
+}
+for _name, _function in _WITH_NUMBERS.items():
     operator(_name, host=(1,))(_function)
 operator("Range", host=(0, 1, 2))(
     lambda start, limit, delta, like: torch.arange(start, limit, delta, device=like.device)
@@ -183,7 +186,7 @@ def _register_reduction(name: str, function: Function) -> None:
     operator(name, host=(1,))(reduction)
 
 
-for _name, _function in {
+_REDUCTIONS: dict[str, Function] = {
     "ReduceSum": torch.sum,
     "ReduceMean": torch.mean,
     "ReduceMax": torch.amax,
@@ -193,7 +196,8 @@ for _name, _function in {
     "ReduceLogSum": lambda x, axes, keep: x.sum(axes, keep).log(),
     "ReduceLogSumExp": torch.logsumexp,
     "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keep),
-}.items():
+}
+for _name, _function in _REDUCTIONS.items():
     _register_reduction(_name, _function)
 
 
@@ -268,7 +272,7 @@ def _constant_of_shape(shape: Ints, like: Tensor, value: Tensor | None = None) -
 
 @operator("Split", host=(1,), many=True)
 def _split(x: Tensor, split: Any = None, axis: int = 0, outputs: int = 1) -> tuple[Tensor, ...]:
-    return torch.split(x, list(split) if split else -(-x.shape[axis] // outputs), axis)  # type: ignore[no-any-return]
+    return torch.split(x, list(split) if split else -(-x.shape[axis] // outputs), axis)
 
 
 @operator("Slice", host=(1, 2, 3, 4))
@@ -311,7 +315,8 @@ def _gather(x: Tensor, index: Any, axis: int = 0) -> Tensor:
 def _gather_nd(x: Tensor, index: Tensor, batch_dims: int = 0) -> Tensor:
     own = [torch.arange(n, device=x.device) for n in x.shape[:batch_dims]]
     shapes = [[1] * axis + [-1] + [1] * (index.dim() - 2 - axis) for axis in range(batch_dims)]
-    return x[(*(each.reshape(shape) for each, shape in zip(own, shapes, strict=True)), *index.long().unbind(-1))]
+    batch = [each.reshape(shape) for each, shape in zip(own, shapes, strict=True)]
+    return x[tuple(batch) + index.long().unbind(-1)]
 
 
 _HOW = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -328,9 +333,11 @@ def _scatter_nd(x: Tensor, index: Tensor, new: Tensor, reduction: str = "none") 
     places, new = index.long().unbind(-1), new.to(x.dtype)
     if reduction in ("none", "add"):
         return x.index_put(places, new, accumulate=reduction == "add")
-    rows = reduce(lambda row, at: row * at[0] + _wrapped(at[1], at[0]), zip(x.shape, places, strict=False), 0)
+    rows = torch.zeros_like(places[0])
+    for length, place in zip(x.shape, places, strict=False):
+        rows = rows * length + _wrapped(place, length)
     flat = x.reshape(prod(x.shape[: len(places)]), -1)
-    where = rows.reshape(-1, 1).expand(-1, flat.shape[1])  # type: ignore[attr-defined]
+    where = rows.reshape(-1, 1).expand(-1, flat.shape[1])
     return flat.scatter_reduce(0, where, new.reshape(where.shape), _HOW[reduction]).reshape(x.shape)
 
 

@@ -4,6 +4,8 @@ import asyncio
 import time
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from rws.edge.pipeline import Result
 from rws.edge.tasks.annotate import fit
@@ -36,15 +38,19 @@ class JpegEncoder:
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
                 self._encoded = shows
                 try:
-                    self._jpeg = await asyncio.to_thread(encode, *shows)
+                    self._jpeg = await asyncio.to_thread(_encode_drawn, *shows)
                     self.status = self.status.after()
                 except Exception as error:  # no memory, no thread: the viewers wait for the next frame
                     self.status = self.status.after(shown(f"the image cannot be encoded ({first_line(error)})"))
             return self._jpeg
 
 
-def encode(frame: Frame, result: Result) -> bytes:
-    """Return a JPEG of a frame with its result: at most 960 pixels wide; small frames grow by whole factors."""
-    resized = cv2.cvtColor(fit(result.task.draw(frame.image, result.output), MAX_WIDTH), cv2.COLOR_RGB2BGR)
+def _encode_drawn(frame: Frame, result: Result) -> bytes:
+    return encode(result.task.draw(frame.image, result.output))
+
+
+def encode(image: NDArray[np.uint8]) -> bytes:
+    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
+    resized = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

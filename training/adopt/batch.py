@@ -143,16 +143,13 @@ class _Work:
 
     def _reshape(self, node: onnx.NodeProto, axis: int) -> None:
         """Leave the length open along which the images lie afterwards; a merged axis, as in [24, 2, 1936], too."""
-        given, result = self.shapes[node.input[0]] or (), self.fixed[node.output[0]]
-        if any(length is None for length in result):
+        given, result = self.shapes[node.input[0]] or (), [length or 0 for length in self.fixed[node.output[0]]]
+        if not all(result):
             raise ValueError(f"{node.output[0]} has no known shape")
         merged = given[axis] // _MARK * self.batch
         span = merged * prod(given[axis + 1 :])
-        fits = [
-            place
-            for place, length in enumerate(result)
-            if length and length * prod(result[place + 1 :]) == span and length % self.batch == 0
-        ]
+        ends = [place for place in range(len(result)) if prod(result[place:]) == span]
+        fits = [place for place in ends if result[place] % self.batch == 0]
         place = axis if axis in fits and result[axis] == self.batch else next(iter(fits), None)
         if place is None:
             raise ValueError(f"{node.output[0]} mixes the images")
@@ -177,7 +174,7 @@ class _Work:
             node.input[2] = self.constant(scales)
             del node.input[3:]
         else:
-            yield from self._lengths(node.input[0], axis, sizes)
+            yield from self._lengths(node.input[0], axis, sizes.tolist())
             node.input[3] = f"rws.batch.{self.count}.lengths"
 
     def _lengths(self, like: str, axis: int, lengths: Sequence[int]) -> Iterator[onnx.NodeProto]:

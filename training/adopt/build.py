@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -225,8 +225,8 @@ class AdoptionBuild:
     def _crops(self, steps: int) -> Tensor:
         """Which image each corrupted one is made of, and top and left of its crop: int64 (M, 3)."""
         recipe, count = self.recipe, len(self.train)
-        # More than are used three times would cost more to corrupt than they teach.
-        enough = max(recipe.batch_size, steps * recipe.batch_size // 3)
+        # More than are used four times would cost more to corrupt than they teach.
+        enough = max(recipe.batch_size, steps * recipe.batch_size // 4)
         made = min(max(1, min(recipe.draws, recipe.most // count)) * count, enough)
         generator = torch.Generator().manual_seed(recipe.seed)
         room = torch.tensor(self.size) - torch.tensor(self._crop) + 1
@@ -366,17 +366,18 @@ class AdoptionBuild:
         recipe = self.recipe
         return SignatureSet.from_deltas(deltas, recipe.bits, recipe.per, clean_hash=shallow_sha256(self.clean))
 
-    def gain(self, names: Sequence[str] = CORRUPTIONS) -> tuple[GainTable, HeldOutScores]:
-        """Return the gain table, whose cells are soft agreement, and the held-out scores of some signatures."""
+    def gain(self, names: Sequence[str] = CORRUPTIONS) -> tuple[GainTable, HeldOutScores | None]:
+        """Return the gain table, whose cells are soft agreement, and held-out scores; of some signatures None."""
         signatures, recipe, job = self.signatures(names), self.recipe.calibration, "gain"
         if len(names) < len(CORRUPTIONS):
             recipe, job = recipe.quick(), "first-gain"
+            recipe = replace(recipe, images=12, coarse_images=5)
         digest = hashlib.sha256(signatures.to_bytes()).hexdigest()
         labels = None if self._labels is None else self._labels.tolist()
         entry = self._entry(f"{job}.npz", ARRAYS, digest, recipe, labels, asdict(self.model.task))
         arrays = dict(entry.get(lambda: self._measure_gain(job, signatures, recipe)))
         self._left.finish(job)
-        scores: HeldOutScores = json.loads(str(arrays.pop("scores")))
+        scores: HeldOutScores | None = json.loads(str(arrays.pop("scores")))
         return GainTable.from_arrays(arrays, CORRUPTIONS, LEVELS), scores
 
     def _measure_gain(self, job: str, signatures: SignatureSet, recipe: CalibrationRecipe) -> dict[str, NDArray[Any]]:
@@ -388,7 +389,7 @@ class AdoptionBuild:
 
         how = (model, signatures.names, self.held_out, recipe, LEVELS, score)
         table = measure_gain(*how, seed=self.recipe.seed, report=report)
-        scores = self._held_out_scores(model, table)
+        scores = self._held_out_scores(model, table) if job == "gain" else None
         report({"done": True})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
@@ -468,7 +469,7 @@ class AdoptionBuild:
                 **({} if len(names) == len(CORRUPTIONS) else partial_of),
                 "split": "held-out images",
                 "what": f"{self.objective.metric}, agreement with {aim}",
-                **agreement,
+                **(agreement or {}),
                 "signature_bytes": round(len(signatures.to_bytes()) / len(names)),
                 "estimated_signature_bytes": signature_bytes(self._proto, self.layers),
                 "oracle": found,

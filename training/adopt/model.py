@@ -32,7 +32,8 @@ class ImportOptions:
     """What the user says of a model; all else is found in it.
 
     `size` is height and width of the input, pixels, if the graph leaves them free, `fit` as in `InputSpec`; `names` are
-    class names as `read_names` gives them; `layers` convolutions of an int8 model become float32, 0: see `layers_within`.
+    class names as `read_names` gives them. Of an int8 model `layers` convolutions become float32, 0: see
+    `layers_within`.
     """
 
     size: tuple[int, int] | None = None
@@ -104,13 +105,14 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
     reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
     graph.keep_outputs(proto, reading.outputs)
+    graph.drop_unused(proto)
     if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:
         changes.append(f"outputs that were left out: {', '.join(others)}"[:200])
     steps = dict(_shaped(proto, reading, expected[reading.outputs[0]].shape[1:]))
     changes += steps.values()
     wanted = {name: expected[name] for name in reading.outputs}
     tolerance = _HALF if half or kind else graph.TOLERANCE
-    proto, batch, found = _settled(prepare(graph.simplified(proto)), images, shape[0], wanted, tolerance, list(steps))
+    proto, batch, found = _settled(prepare(proto), images, shape[0], wanted, tolerance, list(steps))
     if declared and declared[0] is not None and batch is None:
         changes.append(f"its batch of {declared[0]} was made free")
     shapes = tuple(found[name].shape[1:] for name in reading.outputs)
@@ -238,11 +240,9 @@ def _run_parts(run: Runner, images: NDArray[Any], batch: int) -> dict[str, NDArr
     for name, results in zip(run.names, zip(*parts, strict=True), strict=True):
         shapes = [shape for shape, _ in groupby(result.shape for result in results)]
         if len(shapes) > 1 or not shapes[0] or shapes[0][0] != batch:
-            found = (
-                f"output {name} has the shape {' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
-            )
-            advice = "export it with the images first and without what selects boxes (NMS), or name values before that with --output"
-            raise BundleError(f"model: {found}, expected one row per image, always of one shape; {advice}")
+            each = f"{' or '.join(map(str, shapes[:2]))} for {batch} image{'s' * (batch > 1)}"
+            cure = "export it with the images first and without NMS, or name values before that with --output"
+            raise BundleError(f"model: output {name} has the shape {each}, expected one row per image; {cure}")
     return {name: np.concatenate(results) for name, results in zip(run.names, zip(*parts, strict=True), strict=True)}
 
 

@@ -44,6 +44,11 @@ def check_wanted(wanted: Wanted, proto: onnx.ModelProto) -> None:
     check_known("output", unknown, [value.name for value in proto.graph.output])
 
 
+def by_ultralytics(proto: onnx.ModelProto) -> bool:
+    """Return whether the file says that Ultralytics exported it: its task is in it, and it takes RGB 0…1."""
+    return any("Ultralytics" in entry.value for entry in proto.metadata_props if entry.key in ("author", "description"))
+
+
 def count_classes(task: TaskSpec, shapes: Sequence[tuple[int, ...]]) -> int | None:
     """Return how many classes a task's outputs, of one image without batch axis, speak of; None if they do not say."""
     shape = shapes[0]
@@ -79,9 +84,9 @@ def find_task(
         )
     if loose := [name for name, array in floats.items() if not np.isfinite(array).all()]:
         raise BundleError(f"model: output {loose[0]} is not finite for random images; train or export it again")
-    told = {entry.key: entry.value for entry in proto.metadata_props}
     task, reason = wanted.task or ("detect" if wanted.head else None), "as --task says"
-    if task is None and "Ultralytics" in told.get("author", "") + told.get("description", ""):
+    if task is None and by_ultralytics(proto):
+        told = {entry.key: entry.value for entry in proto.metadata_props}
         task, reason = _OF_ULTRALYTICS.get(told.get("task", ""), "raw"), "as the file's metadata says"
     if task == "raw":
         return Reading(TaskSpec("raw"), tuple(floats), reason)

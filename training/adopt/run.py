@@ -94,10 +94,11 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
     build.bundle(options.out)
-    scores = build.gain()[1]
-    measured = "accuracy" if options.labels else "agreement with the clean model on clean images"
-    won = f"{scores['no_patch_severity_5']} % with no patch, {scores['perfect_severity_5']} % with the perfect oracle"
-    say(f"held-out images at severity 5, {measured}: {won}")
+    if scores := build.gain()[1]:
+        measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
+        no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
+        won = f"{no_patch} % with no patch, {perfect} % with the perfect oracle"
+        say(f"held-out images at severity 5, {measured}: {won}")
     say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
 
 

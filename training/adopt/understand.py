@@ -15,6 +15,7 @@ from rws.edge.preprocess import preprocess
 from rws.errors import UsageError
 from rws.training.adopt.graph import Preprocessing, Runner
 from rws.training.adopt.model import ImportedModel
+from rws.training.adopt.outputs import by_ultralytics
 from rws.training.adopt.trainable import layers_within, signature_bytes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,9 +51,7 @@ def find_preprocessing(model: ImportedModel, images: NDArray[np.uint8]) -> tuple
     Raises UsageError, which names the options, if none is clearly better than the others.
     """
     proto = onnx.load_model_from_string(model.onnx)
-    if "Ultralytics" in str(
-        {entry.key: entry.value for entry in proto.metadata_props if entry.key in ("author", "description")}
-    ):
+    if by_ultralytics(proto):
         return Preprocessing(), f"{Preprocessing()}, as Ultralytics exports take it"
     options = "say with --scale, --mean, --std and --bgr what the model takes (--scale 1: RGB 0…1)"
     if model.task.name == "raw" and len(model.shapes[0]) != 1:

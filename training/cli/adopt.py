@@ -127,4 +127,5 @@ def adopt(
         quick=quick,
         dry_run=dry_run,
     )
-    run_adopt(options, JobLines())
+    with JobLines() as lines:
+        run_adopt(options, lines)

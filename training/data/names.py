@@ -66,7 +66,7 @@ def fitted(names: Sequence[str], count: int | None) -> list[str] | None:
 
 def _yaml(path: Path, text: str) -> object:
     with require("test"):
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:

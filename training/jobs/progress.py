@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as ProgressBar
 
 from rws.edge.common.files import os_errors, read_regular
 from rws.edge.common.schema import parse_json
 from rws.records import utc
-from rws.terminal import is_verbose, say
+from rws.terminal import console, is_verbose, say
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -142,16 +144,49 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class JobLines:
     """Prints a line with the time left per finished job, at the first estimate, and per minute; with -v, all records.
 
+    As a context it also shows a bar on a terminal, below the lines.
+
     Args:
         every: seconds.
     """
 
     def __init__(self, every: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock, self._estimated, self._due = every, clock, False, clock() + every
+        self._began, self._bar = (
+            clock(),
+            ProgressBar(
+                TextColumn("{task.description:30s}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=console(),
+                auto_refresh=False,
+                transient=True,
+            ),
+        )
+        self._whole = self._bar.add_task("", total=None, left="")
+
+    def __enter__(self) -> "JobLines":
+        """Show the bar, if there is a terminal."""
+        if self._bar.console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away."""
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Print what a job reported."""
-        done, left = "done" in record, left_in_words(record.get("minutes_left"))
+        minutes = record.get("minutes_left")
+        done, left = "done" in record, left_in_words(minutes)
+        if minutes is not None:
+            spent = self._clock() - self._began
+            self._bar.update(self._whole, total=spent + 60 * minutes, completed=spent)
+        self._bar.update(self._whole, description=record["job"], left=left)
+        if self._bar.live.is_started:
+            self._bar.refresh()
         line = f"{record['job']:32s} {record['seconds']:8.1f} s  {left:20s}"
         values = [f"{key} {value}" for key, value in record.items() if key not in _IN_LINE]
         due = done or self._clock() >= self._due or bool(left and not self._estimated)

@@ -1,1 +1,1 @@
-"""The ways to change the weights of an ONNX Runtime session that runs."""
+"""Strategies to change the weights of an ONNX Runtime session that runs."""

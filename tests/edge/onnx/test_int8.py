@@ -165,7 +165,8 @@ def test_model_and_twin_share_their_shallow_tensors(forms, form):
 
 
 @pytest.mark.parametrize(
-    ("form", "word"), [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("half", "half"), ("float32", "")]
+    ("form", "word"),
+    [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("half", "half"), ("float32", "")],
 )
 def test_kind_is_said_in_words(forms, form, word):
     assert word in is_quantised(forms[form]) and bool(word) == bool(is_quantised(forms[form]))
@@ -173,7 +174,11 @@ def test_kind_is_said_in_words(forms, form, word):
 
 def by_hand(nodes, tensors, kind=TensorProto.FLOAT, opset=18) -> onnx.ModelProto:
     """A small graph of nodes by hand, of x (N, 3, 8, 8) to y."""
-    tensors = {"s": np.float32(0.05), "z": np.uint8(3), "w": RNG.integers(-9, 9, (4, 3, 1, 1)).astype(np.int8)} | tensors
+    tensors = {
+        "s": np.float32(0.05),
+        "z": np.uint8(3),
+        "w": RNG.integers(-9, 9, (4, 3, 1, 1)).astype(np.int8),
+    } | tensors
     inputs = [helper.make_tensor_value_info("x", kind, ["N", 3, 8, 8])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     made = [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()]
@@ -205,13 +210,15 @@ def test_float_weights_that_are_quantised_in_the_graph_keep_their_rounding():
 
 PAIR = [("QuantizeLinear", ["x", "s", "z"], ["q"], {}), ("DequantizeLinear", ["q", "s", "z"], ["xf"], {})]
 THREE = np.full(3, 0.1, np.float32)
-LOOP = helper.make_graph([helper.make_node("Relu", ["x"], ["r"])], "inner", [], [helper.make_empty_tensor_value_info("r")])
+LOOP = helper.make_graph(
+    [helper.make_node("Relu", ["x"], ["r"])], "inner", [], [helper.make_empty_tensor_value_info("r")]
+)
 REFUSED = {
     "channel": ([("Relu", ["x"], ["r"], {}), ("QuantizeLinear", ["r", "three"], ["q"], {"axis": 1}), ("DequantizeLinear", ["q", "three"], ["xf"], {"axis": 1}), WEIGHT, CONV], "per channel"),
     "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}), ("DequantizeLinear", ["q", "m", "z"], ["xf"], {}), WEIGHT, CONV], "expected a constant"),
     "other": ([PAIR[0], ("DequantizeLinear", ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
     "integers": ([PAIR[0], ("Cast", ["q"], ["xf"], {"to": 1}), WEIGHT, CONV], "are integers"),
-    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "is not among"),
+    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
     "branch": ([("If", ["c"], ["xf"], {"then_branch": LOOP, "else_branch": LOOP}), WEIGHT, CONV], "holds a graph"),
     "inputs": ([("QLinearConv", ["x", "s"], ["y"], {})], "malformed"),
     "axis": ([WEIGHT[:1] + (["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),

@@ -226,6 +226,7 @@ UNSURE = {
     "a classifier": ({"logits": (1000,)}, (224, 224), 1000, (), "no output fits"),
     "a map": ({"map": (80, 22, 22)}, (352, 352), 80, (), "no output fits"),
     "a map of another stride": ({"map": (85, 44, 44)}, (352, 352), 80, (), "no output fits"),
+    "landmarks of one grid": ({"kps_16": (400, 10)}, (320, 320), 5, (), "no output fits"),
     "nothing": ({}, (352, 352), 80, (), "no output fits"),
 }
 

@@ -336,6 +336,16 @@ def test_a_model_whose_boxes_differ_in_number_is_refused():
         adopted(proto, wanted=Wanted("raw"))
 
 
+def test_outputs_with_the_images_second_are_turned():
+    steps = (("Unsqueeze", "logits front", "u"), ("Expand", "u three", "y"))
+    proto = ending_in(*steps, outputs=["y"], front=np.zeros(1, np.int64), three=np.array([3, 1, 1], np.int64))
+    model = adopted(proto, wanted=Wanted("raw"))
+    assert model.batch is None
+    assert model.shapes == ((3, len(logits())),)
+    assert "second axis" in " ".join(model.changes)
+    np.testing.assert_allclose(answer(model), np.stack([logits()] * 3), atol=1e-5)
+
+
 def test_the_parser_refuses_a_model_in_parts():
     with pytest.raises(BundleError, match="not a whole ONNX model"):
         adopt_model(onnx.ModelProto.SerializeToString(tiny())[:-9])

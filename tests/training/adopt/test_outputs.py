@@ -7,7 +7,6 @@ from rws.training.adopt.outputs import Wanted, count_classes, find_task
 from support.classifiers import SIZE, convolutions, ending_in, images, tiny
 from support.command_line import CLASSES
 
-
 ANY = Wanted()
 
 

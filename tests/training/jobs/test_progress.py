@@ -172,3 +172,19 @@ def test_the_half_lines_of_killed_processes_are_left_out(tmp_path):
     log.mkdir()
     with pytest.raises(InputError, match=r"log\.jsonl: cannot be read"):
         read_log(log)
+
+
+def test_on_a_terminal_a_bar_shows_how_much_is_done(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock = Clock()
+    with JobLines(clock=clock) as lines:
+        clock.seconds = 60
+        lines({"job": "signature-fog", "seconds": 60.0, "minutes_left": 3.0})
+    shown = capsys.readouterr().out
+    assert "signature-fog" in shown
+    assert "25%" in shown
+    assert "about 3 min left" in shown
+    monkeypatch.delenv("FORCE_COLOR")
+    with JobLines(clock=clock) as lines:
+        lines({"job": "signature-fog", "seconds": 60.0})
+    assert capsys.readouterr().out == ""

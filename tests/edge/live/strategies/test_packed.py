@@ -65,7 +65,7 @@ def read_twice():
     return made(nodes, {"x": [3, 16]}, ["y"], {"W": (16, 16)})
 
 
-def read_in_two_ways():
+def read_as_it_is_too():
     """A weight that is an embedding at the start and the classifier at the end, as in language models."""
     nodes = [("Gather", "W index", "e", {}), ("Mul", "e x", "h", {}), ("Gemm", "h W", "y", {"transB": 1})]
     index = np.array([3, 1, 2], np.int64)
@@ -103,8 +103,8 @@ MODELS = {
     "one layer": perceptron(),
     "three layers of one shape": perceptron(3),
     "two readers": read_twice(),
-    "an embedding, too": read_in_two_ways(),
-    "both ways round": read_straight_and_transposed(),
+    "an embedding, too": read_as_it_is_too(),
+    "straight and transposed": read_straight_and_transposed(),
     "several outputs": two_outputs(),
     "a shared convolution": shared_convolution(),
     "three dimensions": in_three_dimensions(),
