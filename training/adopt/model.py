@@ -12,7 +12,7 @@ from onnx import helper
 
 from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import data_input, prepare, read_model
-from rws.edge.onnx.int8 import dequantised, float_shallow, is_quantised
+from rws.edge.onnx.int8 import dequantised, float_outputs, float_shallow, is_quantised
 from rws.edge.preprocess import InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
@@ -91,7 +91,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     graph.set_input(proto, shape)
     if kind := is_quantised(proto):
         layers = options.layers or layers_within(prepare(dequantised(proto)))
-        proto = float_shallow(proto, layers)
+        proto = float_outputs(float_shallow(proto, layers))
         changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:
@@ -103,7 +103,9 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     graph.pad_explicitly(proto)
     names, told = options.names, names_in_metadata(original)
     count = len([name for name in names if name]) if names is not None else len(told) if told else None
-    reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
+    reading = find_task(
+        dequantised(proto) if kind else proto, expected, (spec.height, spec.width), options.wanted, count
+    )
     graph.keep_outputs(proto, reading.outputs)
     graph.drop_unused(proto)
     if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rws.edge.live.session import LiveSession
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
-from rws.edge.onnx.int8 import dequantised, float_shallow, is_quantised
+from rws.edge.onnx.int8 import dequantised, float_outputs, float_shallow, is_quantised
 from rws.errors import BundleError
 from support.quantised import INT8, quantised
 
@@ -143,14 +143,15 @@ def test_deep_part_stays_as_it_is(forms, form):
     before = {node.SerializeToString(deterministic=True) for node in model.graph.node}
     read = {name for node in shallow.graph.node for name in node.input}
     head = [node for node in shallow.graph.node if node.output[0] in ("logits", "logits.half", "logits_quantized")]
-    assert head and head[0].SerializeToString(deterministic=True) in before
+    assert head
+    assert head[0].SerializeToString(deterministic=True) in before
     tensors = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
     deep = [tensor for tensor in shallow.graph.initializer if tensor.name in tensors]
     assert {tensor.name for tensor in deep} <= read
-    assert len(deep) >= 4 and all(tensor.SerializeToString() == tensors[tensor.name] for tensor in deep)
-    assert list(shallow.graph.input) == list(model.graph.input) and list(shallow.graph.output) == list(
-        model.graph.output
-    )
+    assert len(deep) >= 4
+    assert all(tensor.SerializeToString() == tensors[tensor.name] for tensor in deep)
+    assert list(shallow.graph.input) == list(model.graph.input)
+    assert list(shallow.graph.output) == list(model.graph.output)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -169,7 +170,8 @@ def test_model_and_twin_share_their_shallow_tensors(forms, form):
     [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("half", "half"), ("float32", "")],
 )
 def test_kind_is_said_in_words(forms, form, word):
-    assert word in is_quantised(forms[form]) and bool(word) == bool(is_quantised(forms[form]))
+    assert word in is_quantised(forms[form])
+    assert bool(word) == bool(is_quantised(forms[form]))
 
 
 def by_hand(nodes, tensors, kind=TensorProto.FLOAT, opset=18) -> onnx.ModelProto:
@@ -213,17 +215,21 @@ THREE = np.full(3, 0.1, np.float32)
 LOOP = helper.make_graph(
     [helper.make_node("Relu", ["x"], ["r"])], "inner", [], [helper.make_empty_tensor_value_info("r")]
 )
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+CHANNELS = [(Q, ["r", "three"], ["q"], {"axis": 1}), (DQ, ["q", "three"], ["xf"], {"axis": 1})]
+COMPUTED = [(Q, ["x", "m", "z"], ["q"], {}), (DQ, ["q", "m", "z"], ["xf"], {})]
+DYNAMIC = [("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {})]
 REFUSED = {
-    "channel": ([("Relu", ["x"], ["r"], {}), ("QuantizeLinear", ["r", "three"], ["q"], {"axis": 1}), ("DequantizeLinear", ["q", "three"], ["xf"], {"axis": 1}), WEIGHT, CONV], "per channel"),
-    "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}), ("DequantizeLinear", ["q", "m", "z"], ["xf"], {}), WEIGHT, CONV], "expected a constant"),
-    "other": ([PAIR[0], ("DequantizeLinear", ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
+    "channel": ([("Relu", ["x"], ["r"], {}), *CHANNELS, WEIGHT, CONV], "per channel"),
+    "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), *COMPUTED, WEIGHT, CONV], "expected a constant"),
+    "other": ([PAIR[0], (DQ, ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
     "integers": ([PAIR[0], ("Cast", ["q"], ["xf"], {"to": 1}), WEIGHT, CONV], "are integers"),
-    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
+    "tail": ([*DYNAMIC, ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
     "branch": ([("If", ["c"], ["xf"], {"then_branch": LOOP, "else_branch": LOOP}), WEIGHT, CONV], "holds a graph"),
     "inputs": ([("QLinearConv", ["x", "s"], ["y"], {})], "malformed"),
-    "axis": ([WEIGHT[:1] + (["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),
+    "axis": ([(DQ, ["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),
     "nowhere": ([*PAIR, ("Conv", ["xf", "gone"], ["y"], {})], "computed nowhere"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -233,10 +239,33 @@ def test_what_is_not_known_is_refused_by_its_node(case):
     for change in (lambda: float_shallow(model, 1), lambda: dequantised(model)):
         with pytest.raises(BundleError, match=words) as caught:
             change()
-        assert "node '" in str(caught.value) and "\n" not in str(caught.value)
+        assert "node '" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_number_of_convolutions_is_checked(forms):
     for layers in (0, 7):
         with pytest.raises(BundleError, match="has 6 convolutions"):
             float_shallow(forms["qdq"], layers)
+
+
+def test_outputs_are_not_rounded_last(forms):
+    for form in ("qdq", "qoperator", "dynamic"):
+        changed = float_outputs(forms[form])
+        assert apart(run(changed), run(forms[form])) < 0.02
+        assert changed.graph.node[-1].op_type != "DequantizeLinear" or form == "qoperator"
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid"])
+def test_a_softmax_that_is_rounded_last_computes_in_float32(tmp_path, kind, form):
+    model = deployed()
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node(kind, ["before"], ["logits"]))
+    model = quantised(model, form, X, tmp_path)
+    changed = float_outputs(model)
+    last = {name: node for node in changed.graph.node for name in node.output}["logits"]
+    while last.op_type == "Identity":
+        last = {name: node for node in changed.graph.node for name in node.output}[last.input[0]]
+    assert last.op_type == kind
+    assert apart(run(changed), run(model)) < 0.02
