@@ -74,6 +74,25 @@ def dequantised(model: onnx.ModelProto) -> onnx.ModelProto:
     return _Rewrite(model).whole()
 
 
+def float_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose outputs are not rounded to integers last; a Softmax or Sigmoid there computes in float32."""
+    changed = deepcopy(model)
+    makers = {name: node for node in changed.graph.node for name in node.output}
+    read = [name for node in changed.graph.node for name in node.input]
+    for value in changed.graph.output:
+        last = makers.get(value.name, onnx.NodeProto())
+        ends = last.op_type == "DequantizeLinear" and read.count("".join(last.input[:1])) == 1
+        made = makers.get(last.input[0], last) if ends else last
+        if made.op_type == "QuantizeLinear":
+            last.CopyFrom(helper.make_node("Identity", made.input[:1], [value.name]))
+        elif made.op_type in ("QLinearSoftmax", "QLinearSigmoid") and len(made.input) > 2:
+            name, attributes = f"{made.output[0]}.logits", [each for each in made.attribute if each.name == "axis"]
+            last.CopyFrom(helper.make_node(made.op_type.removeprefix("QLinear"), [name], [value.name]))
+            last.attribute.extend(attributes)
+            made.CopyFrom(helper.make_node("DequantizeLinear", made.input[:3], [name]))
+    return changed
+
+
 @dataclass
 class _Quantised:
     """Integers that were: the float32 value that they were made of, the QuantizeLinear that made them, its Clip."""

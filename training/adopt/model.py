@@ -12,7 +12,7 @@ from onnx import helper
 
 from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import data_input, prepare, read_model
-from rws.edge.onnx.int8 import dequantised, float_shallow, is_quantised
+from rws.edge.onnx.int8 import dequantised, float_outputs, float_shallow, is_quantised
 from rws.edge.preprocess import InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
@@ -86,7 +86,8 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     graph.pad_explicitly(proto)
     names = options.names or names_in_metadata(original)
     count = None if names is None else len([name for name in names if name])
-    reading = find_task(proto, expected, (spec.height, spec.width), options.wanted, count)
+    plain = dequantised(proto) if is_quantised(proto) else proto
+    reading = find_task(plain, expected, (spec.height, spec.width), options.wanted, count)
     graph.keep_outputs(proto, reading.outputs)
     graph.drop_unused(proto)
     if others := [value.name for value in original.graph.output if value.name not in reading.outputs]:
@@ -126,7 +127,7 @@ def _float_graph(
     graph.set_input(proto, shape)
     if kind := is_quantised(proto):
         layers = options.layers or layers_within(prepare(dequantised(proto)))
-        proto = float_shallow(proto, layers)
+        proto = float_outputs(float_shallow(proto, layers))
         changes.append(f"its first {layers} convolutions became float32, the others stay {kind}")
     check_wanted(options.wanted, proto)
     if options.wanted.outputs:

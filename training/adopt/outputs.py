@@ -115,7 +115,7 @@ class _Outputs:
     def kind(self, output: str) -> str:
         """Return the operator that an output comes from, nodes skipped that only move its values."""
         node = last_node(self.proto, output)
-        while node is not None and node.op_type in ("Transpose", "QuantizeLinear", "DequantizeLinear"):
+        while node is not None and node.op_type == "Transpose":
             node = last_node(self.proto, node.input[0])
         return "" if node is None else node.op_type
 

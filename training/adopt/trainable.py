@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rws.edge.onnx.graph import shallow_tensors, split_after
+from rws.edge.onnx.int8 import dequantised, is_quantised
 from rws.edge.onnx.torch_graph import to_torch
 from rws.edge.preprocess import InputSpec
 from rws.errors import InputError, OperatorError
@@ -44,8 +45,10 @@ def trainable(
 ) -> tuple[AnyBatch, dict[str, Tensor]]:
     """Convert a prepared graph to a torch module in eval mode; return it and its trainable parameters by tensor name.
 
+    Of a quantised graph that is its twin in float32, which has the same shallow tensors.
     OperatorError if operators cannot be turned into torch; BundleError if it does not give what ONNX Runtime gives.
     """
+    proto = dequantised(proto) if is_quantised(proto) else proto
     images = (np.random.default_rng(1).random((batch or 2, *spec.shape)) * spec.high).astype(spec.dtype)
     try:
         module, names = to_torch(proto, tensors)
@@ -81,13 +84,15 @@ def signature_bytes(proto: onnx.ModelProto, layers: int) -> int:
 def layers_within(proto: onnx.ModelProto, share: float = BUDGET) -> int:
     """Return how many convolutions a signature may change to stay within that share of the model's bytes; at least one.
 
-    If that ends inside a residual block, the cut moves back to a block's end: a half-trained block gains less.
+    If that ends inside a residual block, the cut moves back to a block's end: a half-trained block gains less. A
+    quantised model counts as its twin in float32: what it wins back follows the signature's size, not its own.
     """
-    limit = share * proto.ByteSize()
     tensors = {tensor.name for tensor in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     plain = sum(1 for _ in takewhile(lambda node: node.input[1] in tensors, convolutions))  # the others are int8
     most = max(1, min(plain, len(convolutions) - 1))
+    proto = dequantised(proto) if is_quantised(proto) else proto
+    limit = share * proto.ByteSize()
     within = takewhile(lambda layers: signature_bytes(proto, layers) <= limit, range(1, most + 1))
     fitting = max(within, default=1)
     whole = [layers for layers in range(1, fitting + 1) if _ends_whole(proto, layers)]

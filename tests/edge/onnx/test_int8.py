@@ -1,33 +1,19 @@
 """Quantised models: the first convolutions in float32, all else as it was; and a twin in float32 throughout."""
 
-import logging
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from rws.edge.live.session import LiveSession
 from rws.edge.onnx.graph import clean_tensors, prepare, shallow_tensors
-from rws.edge.onnx.int8 import dequantised, float_shallow, is_quantised
+from rws.edge.onnx.int8 import dequantised, float_outputs, float_shallow, is_quantised
 from rws.errors import BundleError
+from support.quantised import INT8, quantised
 
 RNG = np.random.default_rng(4)
 X = RNG.random((4, 3, 16, 16), np.float32)
-STATIC = {
-    "qdq": {},
-    "qdq_channel": {"per_channel": True},
-    "qdq_u8s8": {"per_channel": True, "activation_type": QuantType.QUInt8},
-    "qdq_u8u8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
-    "qdq_symmetric": {"per_channel": True, "extra_options": {"ActivationSymmetric": True}},
-    "qdq_reduced": {"per_channel": True, "activation_type": QuantType.QUInt8, "reduce_range": True},
-    "qoperator": {"quant_format": QuantFormat.QOperator, "activation_type": QuantType.QUInt8},
-    "qoperator_channel": {"quant_format": QuantFormat.QOperator, "per_channel": True},
-}
-DYNAMIC = {"dynamic": QuantType.QUInt8, "dynamic_s8": QuantType.QInt8}
-INT8 = (*STATIC, *DYNAMIC)
 FORMS = (*INT8, "half", "half_io", "half_weights")
 
 
@@ -70,14 +56,6 @@ def deployed() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-class Calibration(CalibrationDataReader):
-    def __init__(self):
-        self.left = [{"image": X[index : index + 1]} for index in range(4)]
-
-    def get_next(self):
-        return self.left.pop() if self.left else None
-
-
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
@@ -111,16 +89,8 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> dict[str, onnx.ModelProto]:
     folder = tmp_path_factory.mktemp("int8")
-    logging.disable(logging.WARNING)
-    model, made, source = deployed(), {}, folder / "model.onnx"
-    onnx.save(model, source)
-    for name, options in STATIC.items():
-        quantize_static(source, folder / f"{name}.onnx", Calibration(), **options)
-    for name, kind in DYNAMIC.items():
-        quantize_dynamic(source, folder / f"{name}.onnx", weight_type=kind)
-    logging.disable(logging.NOTSET)
-    for name in INT8:
-        made[name] = onnx.load(folder / f"{name}.onnx")
+    model = deployed()
+    made = {name: quantised(model, name, X, folder) for name in INT8}
     for name, change in (("half", halved), ("half_io", half_io), ("half_weights", half_weights)):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
@@ -173,14 +143,15 @@ def test_deep_part_stays_as_it_is(forms, form):
     before = {node.SerializeToString(deterministic=True) for node in model.graph.node}
     read = {name for node in shallow.graph.node for name in node.input}
     head = [node for node in shallow.graph.node if node.output[0] in ("logits", "logits.half", "logits_quantized")]
-    assert head and head[0].SerializeToString(deterministic=True) in before
+    assert head
+    assert head[0].SerializeToString(deterministic=True) in before
     tensors = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
     deep = [tensor for tensor in shallow.graph.initializer if tensor.name in tensors]
     assert {tensor.name for tensor in deep} <= read
-    assert len(deep) >= 4 and all(tensor.SerializeToString() == tensors[tensor.name] for tensor in deep)
-    assert list(shallow.graph.input) == list(model.graph.input) and list(shallow.graph.output) == list(
-        model.graph.output
-    )
+    assert len(deep) >= 4
+    assert all(tensor.SerializeToString() == tensors[tensor.name] for tensor in deep)
+    assert list(shallow.graph.input) == list(model.graph.input)
+    assert list(shallow.graph.output) == list(model.graph.output)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -199,10 +170,11 @@ def test_model_and_twin_share_their_shallow_tensors(forms, form):
     [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("half", "half"), ("float32", "")],
 )
 def test_kind_is_said_in_words(forms, form, word):
-    assert word in is_quantised(forms[form]) and bool(word) == bool(is_quantised(forms[form]))
+    assert word in is_quantised(forms[form])
+    assert bool(word) == bool(is_quantised(forms[form]))
 
 
-def quantised(nodes, tensors, kind=TensorProto.FLOAT, opset=18) -> onnx.ModelProto:
+def by_hand(nodes, tensors, kind=TensorProto.FLOAT, opset=18) -> onnx.ModelProto:
     """A small graph of nodes by hand, of x (N, 3, 8, 8) to y."""
     tensors = {
         "s": np.float32(0.05),
@@ -222,7 +194,7 @@ SCALES = {"ws": np.linspace(0.01, 0.04, 4).astype(np.float32)}
 
 
 def test_integers_that_the_model_is_given_are_widened():
-    model = quantised([("DequantizeLinear", ["x", "s", "z"], ["xf"], {}), WEIGHT, CONV], SCALES, TensorProto.UINT8)
+    model = by_hand([("DequantizeLinear", ["x", "s", "z"], ["xf"], {}), WEIGHT, CONV], SCALES, TensorProto.UINT8)
     x = RNG.integers(0, 255, (2, 3, 8, 8)).astype(np.uint8)
     for changed in (float_shallow(model, 1), dequantised(model)):
         assert operators(changed) == {"Cast", "Sub", "Mul", "Conv"}
@@ -232,7 +204,7 @@ def test_integers_that_the_model_is_given_are_widened():
 def test_float_weights_that_are_quantised_in_the_graph_keep_their_rounding():
     pair = [("QuantizeLinear", ["w", "s"], ["wq"], {}), ("DequantizeLinear", ["wq", "s"], ["wf"], {})]
     weight = RNG.normal(0, 1, (4, 3, 1, 1)).astype(np.float32)
-    model = quantised([*pair, ("Conv", ["x", "wf"], ["y"], {})], {"w": weight})
+    model = by_hand([*pair, ("Conv", ["x", "wf"], ["y"], {})], {"w": weight})
     changed = float_shallow(model, 1)
     assert operators(changed) == {"Conv"}
     np.testing.assert_allclose(run(changed, X[:, :, :8, :8]), run(model, X[:, :, :8, :8]), atol=1e-5)
@@ -243,30 +215,57 @@ THREE = np.full(3, 0.1, np.float32)
 LOOP = helper.make_graph(
     [helper.make_node("Relu", ["x"], ["r"])], "inner", [], [helper.make_empty_tensor_value_info("r")]
 )
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+CHANNELS = [(Q, ["r", "three"], ["q"], {"axis": 1}), (DQ, ["q", "three"], ["xf"], {"axis": 1})]
+COMPUTED = [(Q, ["x", "m", "z"], ["q"], {}), (DQ, ["q", "m", "z"], ["xf"], {})]
+DYNAMIC = [("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {})]
 REFUSED = {
-    "channel": ([("Relu", ["x"], ["r"], {}), ("QuantizeLinear", ["r", "three"], ["q"], {"axis": 1}), ("DequantizeLinear", ["q", "three"], ["xf"], {"axis": 1}), WEIGHT, CONV], "per channel"),
-    "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), ("QuantizeLinear", ["x", "m", "z"], ["q"], {}), ("DequantizeLinear", ["q", "m", "z"], ["xf"], {}), WEIGHT, CONV], "expected a constant"),
-    "other": ([PAIR[0], ("DequantizeLinear", ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
+    "channel": ([("Relu", ["x"], ["r"], {}), *CHANNELS, WEIGHT, CONV], "per channel"),
+    "scale": ([("ReduceMax", ["x"], ["m"], {"keepdims": 0}), *COMPUTED, WEIGHT, CONV], "expected a constant"),
+    "other": ([PAIR[0], (DQ, ["q", "s2", "z"], ["xf"], {}), WEIGHT, CONV], "another scale"),
     "integers": ([PAIR[0], ("Cast", ["q"], ["xf"], {"to": 1}), WEIGHT, CONV], "are integers"),
-    "tail": ([("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"], {}), ("ConvInteger", ["q", "w", "qz"], ["i"], {}), ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
+    "tail": ([*DYNAMIC, ("Cast", ["i"], ["y"], {"to": 1})], "stands between"),
     "branch": ([("If", ["c"], ["xf"], {"then_branch": LOOP, "else_branch": LOOP}), WEIGHT, CONV], "holds a graph"),
     "inputs": ([("QLinearConv", ["x", "s"], ["y"], {})], "malformed"),
-    "axis": ([WEIGHT[:1] + (["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),
+    "axis": ([(DQ, ["w", "three"], ["wf"], {"axis": 0}), ("Conv", ["x", "wf"], ["y"], {})], "malformed"),
     "nowhere": ([*PAIR, ("Conv", ["xf", "gone"], ["y"], {})], "computed nowhere"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_known_is_refused_by_its_node(case):
     nodes, words = REFUSED[case]
-    model = quantised(nodes, SCALES | {"three": THREE, "s2": np.float32(0.1), "c": np.bool_(True)})
+    model = by_hand(nodes, SCALES | {"three": THREE, "s2": np.float32(0.1), "c": np.bool_(True)})
     for change in (lambda: float_shallow(model, 1), lambda: dequantised(model)):
         with pytest.raises(BundleError, match=words) as caught:
             change()
-        assert "node '" in str(caught.value) and "\n" not in str(caught.value)
+        assert "node '" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_number_of_convolutions_is_checked(forms):
     for layers in (0, 7):
         with pytest.raises(BundleError, match="has 6 convolutions"):
             float_shallow(forms["qdq"], layers)
+
+
+def test_outputs_are_not_rounded_last(forms):
+    for form in ("qdq", "qoperator", "dynamic"):
+        changed = float_outputs(forms[form])
+        assert apart(run(changed), run(forms[form])) < 0.02
+        assert changed.graph.node[-1].op_type != "DequantizeLinear" or form == "qoperator"
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("kind", ["Softmax", "Sigmoid"])
+def test_a_softmax_that_is_rounded_last_computes_in_float32(tmp_path, kind, form):
+    model = deployed()
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node(kind, ["before"], ["logits"]))
+    model = quantised(model, form, X, tmp_path)
+    changed = float_outputs(model)
+    last = {name: node for node in changed.graph.node for name in node.output}["logits"]
+    while last.op_type == "Identity":
+        last = {name: node for node in changed.graph.node for name in node.output}[last.input[0]]
+    assert last.op_type == kind
+    assert apart(run(changed), run(model)) < 0.02

@@ -21,6 +21,7 @@ from rws.training.data.clean_images import CleanImages
 from rws.training.models.loop import train
 from support.classifiers import SIZE, images, tiny, with_operator_behind
 from support.command_line import CLASSES
+from support.quantised import quantised
 
 
 def test_what_torch_exports_by_default_for_one_image_can_be_trained_through(recipe, clean_images, tmp_path):
@@ -53,6 +54,27 @@ def test_an_operator_that_cannot_be_trained_through_is_named_and_the_shallow_par
     assert build.target == "shallow"
     assert "Shrink" in build.why_shallow
     assert all(delta.abs().max() > 0 for delta in build.signature("fog").values())
+
+
+@pytest.mark.parametrize("form", ["qdq", "dynamic"])
+def test_a_quantised_model_is_trained_on_its_twin(recipe, clean_images, tmp_path, form):
+    model = quantised(tiny(), form, images(8), tmp_path)
+    adopted = adopt_model(model.SerializeToString(), ImportOptions(layers=2))
+    build = AdoptionBuild(adopted, clean_images, recipe, tmp_path / "work")
+    assert (build.target, build.layers) == ("output", 2)
+    assert all(delta.abs().max() > 0 for delta in build.signature("fog").values())
+
+
+def test_a_bundle_holds_a_model_of_which_only_the_shallow_part_is_float32(recipe, clean_images, tmp_path):
+    model = quantised(tiny(), "qoperator", images(8), tmp_path)
+    adopted = adopt_model(model.SerializeToString(), ImportOptions(layers=2))
+    AdoptionBuild(adopted, clean_images, recipe, tmp_path / "work").bundle(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    self_test(bundle)
+    kinds = [node.op_type for node in read_model(bundle.read("model.onnx")).graph.node]
+    assert (kinds.count("Conv"), kinds.count("QLinearConv")) == (2, 2)
+    found, expected = bundle.model().predict(images(4))[0], run_onnx(model, images(4))
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_training_restores_the_output_on_corrupted_images(recipe, clean_images, tmp_path):
