@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rws.benchmarks.common.tables import Record
-from rws.benchmarks.zoo.judges import BoxJudge, ClassJudge, Judge
+from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
@@ -131,13 +131,13 @@ def measure(
     test: Images,
     severities: Sequence[int] = TWO_SEVERITIES,
     options: EvaluationOptions = DEFAULTS,
-    judge: Judge | None = None,
+    scorer: Scorer | None = None,
 ) -> Record:
     """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
 
-    `judge`: None: that of a classifier.
+    `scorer`: None: that of a classifier.
     """
-    judge = judge or ClassJudge()
+    scorer = scorer or ClassScorer()
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[Record] = []
@@ -146,12 +146,13 @@ def measure(
         joint = observe(oracle, frames.pixels)
         named = per_type(joint, len(oracle.corruptions)).argmax(1)
         asked = policy.mixes(joint)
-        mixes = {"std": [{}] * len(frames), "trained": asked, "perfect": ground_truth_mixes(truth, frames)}
-        answers = {arm: judge.answers(model, frames, chosen) for arm, chosen in mixes.items()}
-        accuracy = {arm: judge.accuracy(found, frames) for arm, found in answers.items()}
+        no_patch: list[Mix] = [{}] * len(frames)
+        mixes = {"std": no_patch, "trained": asked, "perfect": ground_truth_mixes(truth, frames)}
+        answers = {arm: scorer.answers(model, frames, chosen) for arm, chosen in mixes.items()}
+        accuracy = {arm: scorer.accuracy(found, frames) for arm, found in answers.items()}
         if made.corruption == CLEAN:
             reference = answers["std"]
-            changed = judge.changed(answers["trained"], reference)
+            changed = scorer.changed(answers["trained"], reference)
             clean: Record = {
                 "accuracy": accuracy["std"],
                 "accuracy_trained": accuracy["trained"],
@@ -166,7 +167,7 @@ def measure(
             "corruption": made.corruption,
             "severity": made.severity,
             "accuracy": accuracy,
-            "agreement": {arm: judge.agreement(found, reference) for arm, found in answers.items()},
+            "agreement": {arm: scorer.agreement(found, reference) for arm, found in answers.items()},
             "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
         }
         rows.append(row)
@@ -288,11 +289,11 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
-    judge = None if prepared.truth is None else BoxJudge(bundle, prepared.truth)
-    severities = TWO_SEVERITIES if judge is None else (TWO_SEVERITIES[0],)
+    scorer = None if prepared.truth is None else BoxScorer(bundle, prepared.truth)
+    severities = TWO_SEVERITIES if scorer is None else (TWO_SEVERITIES[0],)
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
     return {
-        **measure(bundle, test, severities, evaluation, judge),
+        **measure(bundle, test, severities, evaluation, scorer),
         "model": model,
         "quick": options.quick,
         "build_images": len(prepared.build),

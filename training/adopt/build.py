@@ -240,7 +240,8 @@ class AdoptionBuild:
 
     @torch.no_grad()
     def _clean_outputs(self, crops: Tensor) -> Tensors:
-        return self._network(self._to_input(self._cropped(self.train[crops[:, 0]], crops)))
+        outputs: Tensors = self._network(self._to_input(self._cropped(self.train[crops[:, 0]], crops)))
+        return outputs
 
     def _aim(self, crops: Tensor) -> Callable[[Tensor], Tensors]:
         """Return what gives the clean network's outputs for some of these crops, by their places."""

@@ -69,8 +69,15 @@ class AdoptRecipe:
     def quick(self) -> "AdoptRecipe":
         """Return the recipe of a first look: under five minutes for a model of 1 GFLOP on two cores."""
         # A start that all types share takes more steps than it saves if there are few.
-        few = {"steps": max(1, 4 * self.steps // 25), "common": 0, "recalibrate": min(self.recalibrate, 32), "draws": 2}
-        return replace(self, **few, calibration=self.calibration.quick(), oracle=self.oracle.quick())
+        return replace(
+            self,
+            steps=max(1, 4 * self.steps // 25),
+            common=0,
+            recalibrate=min(self.recalibrate, 32),
+            draws=2,
+            calibration=self.calibration.quick(),
+            oracle=self.oracle.quick(),
+        )
 
 
 def load_adopt_recipe(path: Path) -> AdoptRecipe:

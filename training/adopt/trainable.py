@@ -35,7 +35,7 @@ class AnyBatch(nn.Module):
         if self._batch is None:
             return tuple(self.network(x))
         missing = -len(x) % self._batch
-        parts = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]).split(self._batch)
+        parts = torch.split(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]), self._batch)
         outputs = zip(*(self.network(part) for part in parts), strict=True)
         return tuple(torch.cat(output)[: len(x)] for output in outputs)
 

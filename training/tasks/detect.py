@@ -53,7 +53,7 @@ class DetectObjective:
     def scores(self, outputs: Arrays, reference: Arrays) -> Scores:
         """Return the overlap of confidences over all places and classes; a box that moved shares less."""
         scores = []
-        for pair in zip(to_tensors(outputs)[0].split(1), to_tensors(reference)[0].split(1), strict=True):
+        for pair in zip(*(torch.split(to_tensors(arrays)[0], 1) for arrays in (outputs, reference)), strict=True):
             found, aim = (_read(self._spec.head, output) for output in pair)
             sure, wanted = (each.classes * (each.objectness[..., None] if each.own else 1) for each in (found, aim))
             scores.append(overlap(sure * _iou(found.box, aim.box)[..., None], wanted))

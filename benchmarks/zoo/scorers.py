@@ -17,7 +17,7 @@ from rws.training.tasks.average_precision import mean_average_precision
 from rws.training.tasks.detect import LEAST, DetectObjective
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """Answers of a model to frames, each under its own mix, and how good they are."""
 
     def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> Any:
@@ -33,7 +33,7 @@ class Judge(Protocol):
         """Return to how many frames the answer is another one."""
 
 
-class ClassJudge:
+class ClassScorer:
     """Top classes, int64 (N,), and the labels of the frames."""
 
     def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ class ClassJudge:
         return int((answers != before).sum())
 
 
-class BoxJudge:
+class BoxScorer:
     """Boxes of a bundle's detector, and `truth`, those of the labels; accuracy and agreement are mAP50."""
 
     def __init__(self, bundle: Bundle, truth: Sequence[Detections]) -> None:

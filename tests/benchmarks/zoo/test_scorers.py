@@ -1,0 +1,47 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rws.benchmarks.zoo.scorers import BoxScorer
+from rws.edge.preprocess import InputSpec
+from rws.edge.tasks.base import TaskSpec
+from rws.edge.tasks.detect import Detections
+
+CLASSES = ("cat", "dog")
+FRAMES = SimpleNamespace(pixels=torch.zeros(3, 3, 64, 64, dtype=torch.uint8), image=np.arange(3))
+
+
+class Shifting:
+    """A detector that sees one dog per image, and puts it beside its place under a patch."""
+
+    def __init__(self) -> None:
+        self.mix: dict[str, float] = {}
+
+    def apply(self, mix: dict[str, float]) -> bool:
+        self.mix = mix
+        return True
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray]:
+        box = np.array([32 + 20 * len(self.mix), 32, 16, 16, 0.9, 0.0, 1.0], np.float32)
+        return (np.tile(box, (len(x), 1, 1)),)
+
+
+@pytest.fixture
+def scorer() -> BoxScorer:
+    manifest = SimpleNamespace(input=InputSpec(64, 64, "RGB"), task=TaskSpec("detect", "yolov5"), classes=CLASSES)
+    box = np.array([[24, 24, 40, 40]], np.float32)
+    truth = [Detections(box, np.ones(1, np.float32), np.array([1]), CLASSES)] * 3
+    return BoxScorer(SimpleNamespace(manifest=manifest), truth)
+
+
+def test_each_frame_is_seen_under_its_own_mix_and_scored_by_its_boxes(scorer):
+    clean = scorer.answers(Shifting(), FRAMES, [{}, {}, {}])
+    moved = scorer.answers(Shifting(), FRAMES, [{}, {"fog": 1.0}, {}])
+    assert [found.boxes[0, 0] for found in moved] == [24, 44, 24]
+    assert scorer.accuracy(clean, FRAMES) == pytest.approx(100)
+    assert scorer.accuracy(moved, FRAMES) < 70
+    assert scorer.agreement(clean, clean) == pytest.approx(100)
+    assert scorer.changed(moved, clean) == 1
+    assert scorer.changed(clean, clean) == 0
