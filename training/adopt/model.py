@@ -87,7 +87,6 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     if half := graph.widened(proto):
         changes.append("its 16-bit numbers became float32, which patches are")
     shape, spec = _input(proto, options)
-    declared = data_input(original).shape
     graph.set_input(proto, shape)
     if kind := is_quantised(proto):
         layers = options.layers or layers_within(prepare(dequantised(proto)))
@@ -113,7 +112,7 @@ def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedM
     wanted = {name: expected[name] for name in reading.outputs}
     tolerance = _HALF if half or kind else graph.TOLERANCE
     proto, batch, found = _settled(prepare(proto), images, shape[0], wanted, tolerance, list(steps))
-    if declared and declared[0] is not None and batch is None:
+    if batch is None and (declared := data_input(original).shape) and declared[0] is not None:
         changes.append(f"its batch of {declared[0]} was made free")
     shapes = tuple(found[name].shape[1:] for name in reading.outputs)
     graph.declare_outputs(proto, shapes, batch)
