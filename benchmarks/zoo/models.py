@@ -1,4 +1,4 @@
-"""What becomes of many models: each is read, prepared, patched, and begun to be trained, in a separate process."""
+"""Try many models: each is read, prepared, patched, and begun to be trained, in a separate process."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from rws.benchmarks.live.models import export
 from rws.benchmarks.live.table import run_case, title
 from rws.benchmarks.zoo.run import ZOO
 from rws.edge.common.child import python_command
+from rws.edge.common.schema import read_toml
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import random_feeds
 from rws.edge.onnx.graph import shallow_tensors
@@ -68,7 +70,7 @@ def measure_models(
 
     `KNOWN` says of a model what it is, where it is from if somebody has trained it, and the options that it needs.
     """
-    known = read_toml(KNOWN)
+    known = cast(dict[str, dict[str, str]], read_toml(KNOWN))
     code = "import sys\nfrom rws.benchmarks.zoo.models import main\nmain(sys.argv[1:])"
 
     def row_of(spec: str) -> Record:
@@ -101,7 +103,7 @@ def _file(spec: str, work: Path, seed: int) -> Path:
 
 
 def examine(path: Path, options: Mapping[str, str], seed: int, images: str = "") -> Record:
-    """Return what became of a model, without options first, with them if it is refused; `images` tell a preprocessing.
+    """Return the outcome of a model, without options first, with them if it is refused; `images` tell a preprocessing.
 
     Whatever is no RwsError is a fault of ours and passes.
     """

@@ -70,7 +70,12 @@ class LiveSession(Patchable):
             raise InputError("give either layers, a number of convolutions, or tensors, names of initializers")
         given = sample if isinstance(sample, Mapping) else None
         size = FREE_SIZE if sample is None or isinstance(sample, Mapping) else sample
-        options: dict[str, Any] = {"layers": layers, "tensors": tensors and list(tensors), "threads": threads, "size": size}
+        options: dict[str, Any] = {
+            "layers": layers,
+            "tensors": tensors and list(tensors),
+            "threads": threads,
+            "size": size,
+        }
         options["sample"] = given and [*given, digest_arrays(list(given.values()))]
         cacheable = strategy in ("auto", Live.name) and providers(provider)[0] == CPU
         store = _cache(cache, model, options) if cacheable else None
