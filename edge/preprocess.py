@@ -16,6 +16,7 @@ from rws.errors import InputError
 
 Colour = Literal["rgb", "bgr"]  # the order of an image's channels; OpenCV reads and writes BGR
 Side = Annotated[int, Field(gt=0, le=4096)]
+Fit = Literal["crop", "stretch", "letterbox"]
 PADDING = 114  # grey around an image that was letterboxed
 
 _COLOURS: Mapping[str, Callable[[NDArray[np.uint8]], Any]] = {
@@ -40,7 +41,7 @@ class InputSpec:
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     dtype: Literal["float32", "float16", "uint8"] = "float32"
     high: Annotated[Literal[1, 255], Whole] = 1
-    fit: Literal["crop", "stretch", "letterbox"] = "crop"
+    fit: Fit = "crop"
 
     @model_validator(mode="after")
     def _check_range(self) -> "InputSpec":

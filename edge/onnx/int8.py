@@ -273,7 +273,7 @@ class _Rewrite:
             raise self._refused("takes NHWC")
         axis = 0 if kind == "Conv" or attributes.get("transB") else -1
         places = places or tuple(range(2, len(given), 3))
-        inputs = [self._dequantised(*(given[place + step] for step in range(3)), axis) for place in places]
+        inputs = [self._dequantised(given[place], given[place + 1], given[place + 2], axis) for place in places]
         if bias_at is not None and given.get(bias_at):
             scale = self._array(given[places[0] + 1]) * self._array(given[places[1] + 1])
             bias = self._array(given[bias_at]) * (scale * np.float32(attributes.get("alpha", 1)))
@@ -432,7 +432,7 @@ def _in_order(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.Nod
     ordered: list[onnx.NodeProto] = []
     waiting = list(nodes)
     for _ in range(100):
-        later = []
+        later: list[onnx.NodeProto] = []
         for node in waiting:
             ready = known.issuperset(node.input)
             (ordered if ready else later).append(node)

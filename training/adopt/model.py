@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnx import helper
 from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import data_input, prepare, read_model
 from rws.edge.onnx.int8 import dequantised, float_outputs, float_shallow, is_quantised
-from rws.edge.preprocess import InputSpec
+from rws.edge.preprocess import Fit, InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError, InputError, UsageError
 from rws.training.adopt import graph
@@ -40,7 +40,7 @@ class ImportOptions:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     wanted: Wanted = field(default_factory=Wanted)
     names: Sequence[str] | None = None
-    fit: str = ""
+    fit: Fit | None = None
     layers: int = 0
 
 
@@ -142,7 +142,7 @@ def with_preprocessing(model: ImportedModel, preprocessing: Preprocessing) -> Im
         raise UsageError("model: takes uint8, 0…255, so --mean and --std cannot be put in front of it; leave them out")
     if preprocessing.bgr and spec.colour != "RGB":
         raise UsageError(f"model: takes {spec.colour} images, which have no other order of colours; leave --bgr out")
-    high = 255 if preprocessing.scale == 255 or spec.dtype == "uint8" else 1
+    high: Literal[1, 255] = 255 if preprocessing.scale == 255 or spec.dtype == "uint8" else 1
     proto = onnx.load_model_from_string(model.onnx)
     graph.prepend(proto, replace(preprocessing, scale=1.0 if high == 255 else preprocessing.scale), spec.layout)
     spec = replace(spec, high=high, colour="BGR" if preprocessing.bgr else spec.colour)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rws.edge.preprocess import Fit
 from rws.errors import UsageError
 from rws.terminal import say
 from rws.training.adopt.build import AdoptionBuild
@@ -23,14 +24,14 @@ from rws.training.models.foreign import load_model
 class AdoptOptions:
     """The arguments and options of `rws adopt`; None leaves the choice to the recipe, or to what the model says.
 
-    `size` is height and width of the input, pixels; `fit` is as in `InputSpec`, "" for the task's own.
+    `size` is height and width of the input, pixels; `fit` is as in `InputSpec`, None: the task's own.
     """
 
     model: str
     images: str
     preprocessing: Preprocessing | None
     wanted: Wanted
-    fit: str
+    fit: Fit | None
     out: Path
     work: Path
     more_images: str | None

@@ -113,12 +113,12 @@ def _seen(model: ImportedModel, output: NDArray[np.float64]) -> NDArray[np.float
     """Return for one image the probability of each class, how much of what is seen it is, or a direction (`raw`)."""
     task = model.task
     if task.name == "raw":
-        return output / max(float(np.linalg.norm(output)), 1e-12)
+        return np.asarray(output / max(float(np.linalg.norm(output)), 1e-12))
     if task.name == "multilabel":
-        return 0.5 * (1 + np.tanh(0.5 * output))
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * output)))
     if task.name in ("classify", "segment"):
         powers = np.exp(output - output.max(0))
-        return (powers / powers.sum(0)).reshape(len(output), -1).mean(1)
+        return np.asarray((powers / powers.sum(0)).reshape(len(output), -1).mean(1))
     scores = _scores(task.head, output)
     return scores / max(float(scores.sum()), 1e-9)
 
@@ -131,7 +131,7 @@ def _scores(head: str, output: NDArray[np.float64]) -> NDArray[np.float64]:
         return scores
     rows = output.reshape(len(output), -1).T if head in ("fastestdet", "yolov8") else output
     if head == "yolov8":
-        return rows[:, 4:].max(0)
+        return np.asarray(rows[:, 4:].max(0))
     objectness = rows[:, 0] if head == "fastestdet" else rows[:, 4]
     return np.asarray((objectness[:, None] * rows[:, 5:]).max(0))
 

@@ -2,21 +2,26 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
 from rws.edge.common.extras import require
 
+if TYPE_CHECKING:
+    from rws.edge.preprocess import Fit
 
-def _choice(name: str, *values: str) -> type[Enum]:
-    return Enum(name, {value: value for value in values})  # type: ignore[return-value]
 
-
-Target = _choice("Target", "auto", "output", "shallow")
-TaskOption = _choice("TaskOption", "classify", "multilabel", "detect", "segment", "raw")
-HeadOption = _choice("HeadOption", "fastestdet", "yolov5", "yolov8", "yolox", "nms")
-FitOption = _choice("FitOption", "crop", "stretch", "letterbox")
+Target = Enum("Target", {"auto": "auto", "output": "output", "shallow": "shallow"})
+TaskOption = Enum(
+    "TaskOption",
+    {"classify": "classify", "multilabel": "multilabel", "detect": "detect", "segment": "segment", "raw": "raw"},
+)
+HeadOption = Enum(
+    "HeadOption",
+    {"fastestdet": "fastestdet", "yolov5": "yolov5", "yolov8": "yolov8", "yolox": "yolox", "nms": "nms"},
+)
+FitOption = Enum("FitOption", {"crop": "crop", "stretch": "stretch", "letterbox": "letterbox"})
 
 
 def adopt(
@@ -41,13 +46,13 @@ def adopt(
         Path | None,
         Option(help="Class names in the order of the outputs: one per line, JSON, or data.yaml."),
     ] = None,
-    task: Annotated[TaskOption | None, Option(help="What the outputs mean, if the model does not say.")] = None,  # type: ignore[valid-type]
-    head: Annotated[HeadOption | None, Option(help="How a detector's boxes are coded, if it does not say.")] = None,  # type: ignore[valid-type]
+    task: Annotated[TaskOption | None, Option(help="What the outputs mean, if the model does not say.")] = None,
+    head: Annotated[HeadOption | None, Option(help="How a detector's boxes are coded, if it does not say.")] = None,
     output: Annotated[
         list[str] | None, Option(help="An output (or any value of the graph) to read; repeatable. Default: what fits.")
     ] = None,
     fit: Annotated[
-        FitOption | None,  # type: ignore[valid-type]
+        FitOption | None,
         Option(help="How frames become the input's shape. Default: letterbox for detect and segment, else crop."),
     ] = None,
     layers: Annotated[
@@ -112,7 +117,7 @@ def adopt(
         images=images,
         preprocessing=preprocessing,
         wanted=Wanted(said[1], said[2] or "", tuple(output or ())),
-        fit=said[3] or "",
+        fit=cast("Fit | None", said[3]),
         out=out,
         work=work,
         more_images=more_images,

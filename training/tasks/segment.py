@@ -27,7 +27,7 @@ class SegmentObjective:
         found, aim = (shares.argmax(1) for shares in _both(outputs, reference))
         each = [
             ((found == label) & (aim == label)).sum() / ((found == label) | (aim == label)).sum()
-            for label in aim.unique()
+            for label in torch.unique(aim)
         ]
         return 100 * float(np.mean(each))
 
