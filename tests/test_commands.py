@@ -24,8 +24,8 @@ from support.tiny import CLASSES, bundle_parts, make_signatures, network
 
 ADOPT = """
 layers = 2
-steps = 1
-common = 1
+steps = 2
+common = 2
 batch_size = 8
 draws = 1
 [oracle]
@@ -125,11 +125,12 @@ CASES: dict[str, Case] = {
     "bundle verify": Case(lambda x: (x.tiny,)),
     "bundle add": Case(lambda x: (x.tiny, x.signatures()), prints="now has 4 signatures"),
     "bundle remove": Case(lambda x: (x.tiny, "fog")),
+    "bundle upgrade": Case(lambda x: (x.tiny,)),
     "bundle switch": Case(lambda x: (x.tiny, x.other_bundle())),
     "bundle keygen": Case(lambda x: (x.folder / "maker",), prints="signs bundles"),
     "bundle sign": Case(lambda x: (x.tiny, "--key", x.key()), prints="is now signed with the key"),
     "adopt": Case(
-        lambda x: (x.model("none.onnx", 1), x.pictures(), "--work", x.folder / "work"),
+        lambda x: (x.model("none.onnx", 1), x.pictures(), "--scale", 1, "--work", x.folder / "work"),
         3,
         "found 2 images, expected 16 or more",
         reason="its trainings run in tests/training/adopt/test_run.py",
@@ -184,6 +185,15 @@ CASES: dict[str, Case] = {
             *("--layers", 1, "--corruption", "fog", "--threads", 1, "--work", x.folder / "work"),
             *("--json", x.folder / "out.json"),
         )
+    ),
+    "bench live": Case(
+        lambda x: (
+            *("--model", x.model("live.onnx", 1), "--rounds", 1, "--json", x.folder / "out.json"),
+            *("--work", x.folder / "work"),
+        )
+    ),
+    "bench models": Case(
+        lambda x: (x.model("known.onnx", 1), "--work", x.folder / "work", "--json", x.folder / "out.json"),
     ),
     "bench damage": Case(
         lambda x: ("--limit", 10, "--streams", 6, "--json", x.folder / "out.json"), prints="name MP4, B-frames"

@@ -61,7 +61,7 @@ def float_shallow(model: onnx.ModelProto, layers: int) -> onnx.ModelProto:
     """Return a copy whose first `layers` convolutions, and all that leads to them, compute in float32.
 
     Other nodes, their weights, inputs and outputs stay as they are. Raises BundleError, which names the node, if there
-    are fewer convolutions, or one is quantised in a way that is not known.
+    are fewer convolutions, or one is quantised in an unknown form.
     """
     return _Rewrite(model).shallow(layers)
 

@@ -74,7 +74,7 @@ class Runner:
             given = f"{images.dtype} {images.shape}{_place(error)}"
             raise BundleError(f"model: ONNX Runtime cannot run it on {given}; give another --size") from error
         if wrong := [name for name, value in zip(self.names, found, strict=True) if not isinstance(value, np.ndarray)]:
-            raise BundleError(f"model: output {wrong[0]!r:.80} is no array; choose others with --output")
+            raise BundleError(f"model: output {wrong[0]!r:.80} is not an array; choose others with --output")
         return list(found)
 
 

@@ -14,7 +14,7 @@ FRAMES = SimpleNamespace(pixels=torch.zeros(3, 3, 64, 64, dtype=torch.uint8), im
 
 
 class Shifting:
-    """A detector that sees one dog per image, and puts it beside its place under a patch."""
+    """A detector that sees one dog per image, and shifts it under a patch."""
 
     def __init__(self) -> None:
         self.mix: dict[str, float] = {}
