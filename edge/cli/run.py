@@ -117,7 +117,7 @@ def run(
         bool | None,
         optional(
             "--latest/--every-frame",
-            help="Classify the newest frame and drop older ones (a file then plays at its own speed), or every frame. "
+            help="Process the newest frame and drop older ones (a file then plays at its own speed), or every frame. "
             "Default: the newest of cameras and streams, every frame of files.",
         ),
     ] = None,
@@ -175,7 +175,7 @@ def run(
         bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
     ] = False,
 ) -> None:
-    """Classify each frame of a source; the oracle detects its corruption, and the model is patched for it.
+    """Run the model on each frame of a source; the oracle detects its corruption, and the model is patched for it.
 
     Prints what a single image shows and how good it is; a line per image for several; for a video or camera, a line
     per change of the mix, the current state, and a summary at the end. A lost camera is reconnected until you stop.
