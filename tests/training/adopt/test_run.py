@@ -37,7 +37,7 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     assert f"wrote {out}" in done.stdout
     assert "with no patch" in done.stdout
     jobs = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" left")]
-    assert set(jobs) == {"signature-all", *(f"signature-{name}" for name in CORRUPTIONS), "gain"}
+    assert set(jobs) == {"signature-all", *(f"signature-{name}" for name in CORRUPTIONS), "first-gain", "oracle"}
     assert "steps_left" not in done.stdout
     bundle = Bundle.load(out)
     assert bundle.signatures.names == CORRUPTIONS
