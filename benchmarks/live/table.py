@@ -108,6 +108,7 @@ def hiding_library(folder: Path) -> str:
     """Compile what hides AVX-512 from a process that preloads it; returns its path, "" if there is nothing to hide."""
     if AVX2 not in features()[1:]:
         return ""
+    folder.mkdir(parents=True, exist_ok=True)
     library = folder / "cpuid.so"
     command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(HERE / "cpuid.c")]
     try:

@@ -27,12 +27,12 @@ _VARIABLES = {
 KNOWN_SAFE = re.compile(
     r"-[hqv]|--(?:"
     r"accept|backend|baselines|batch|bgr|bits|bundle|cache|classes|column|config|corrupt|corruption|csv|data|device|"
-    r"duration|epochs|every|every-frame|fps|frames|help|hostile|images|independent|init|job|json|jsonl|keep|label|"
+    r"dry-run|duration|epochs|every|every-frame|file|fit|fps|frames|head|help|hostile|images|independent|init|job|json|jsonl|keep|label|"
     r"labels|latest|layers|limit|max-pixels|mean|method|model|more-images|name|names|no-resume|only|onto|oracle-every|"
-    r"other-classes|out|"
-    r"pairs|per|poll|pretrained|projection|protocol|provider|quick|quiet|recipe|recipes|remeasure|repeats|results|"
+    r"other-classes|out|output|"
+    r"pairs|per|poll|pretrained|projection|protocol|provider|python|quick|quiet|recipe|recipes|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seed|severity|show|size|soak|source|stall|status|std|strategy|"
-    r"stream|streams|target|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
+    r"stream|streams|target|task|test|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
     r")"
 )
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
