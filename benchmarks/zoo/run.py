@@ -171,7 +171,8 @@ def measure(
             "named": _percent(named == 1 + oracle.corruptions.index(made.corruption)),
         }
         rows.append(row)
-        options.progress(f"{made.corruption} {made.severity}: {accuracy} named {row['named']:.0f}")
+        reached = ", ".join(f"{arm} {value:.1f}" for arm, value in accuracy.items())
+        options.progress(f"{made.corruption} {made.severity}: {reached}, named {row['named']:.0f}")
     return {"clean": clean, "rows": rows, "summary": summarise(clean["accuracy"], rows)}
 
 

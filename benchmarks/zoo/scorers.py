@@ -1,6 +1,5 @@
 """What is right: classes by their labels, boxes by label files; and what agrees with the clean model."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.edge.tasks.detect import Detections
 from rws.records import Mix
-from rws.training.evaluation.evaluator import classify, mix_key, outputs_of
+from rws.training.evaluation.evaluator import by_mix, classify, outputs_of
 from rws.training.evaluation.frames import Frames
 from rws.training.tasks.average_precision import mean_average_precision
 from rws.training.tasks.detect import LEAST, DetectObjective
@@ -63,10 +62,8 @@ class BoxScorer:
 
     def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[Detections]:
         """Return the boxes of each frame down to a confidence of `LEAST`, in pixels of the model's input."""
-        groups, found = defaultdict(list), dict[int, Detections]()
-        for index, mix in enumerate(mixes):
-            groups[mix_key(mix)].append(index)
-        for key, members in groups.items():
+        found = dict[int, Detections]()
+        for key, members in by_mix(mixes).items():
             model.apply(dict(key))
             outputs = outputs_of(model, frames.pixels[members], self._input)
             found |= zip(members, self._objective.boxes(outputs, LEAST), strict=True)

@@ -1,4 +1,4 @@
-"""Turn a quantised or half-precision ONNX graph, or its first convolutions, to float32, which signatures can change.
+"""Turn a quantised ONNX graph, or its first convolutions, to float32, which signatures can change.
 
 Operators on integers become float operators, weights are dequantised, and each QuantizeLinear with its DequantizeLinear
 becomes a Clip to the range of its integers: quantisers drop a Relu that this range implies. A pair that stayed would
@@ -42,17 +42,15 @@ _FOLDED = _PAIR | {"Cast", "Constant", "Identity", "Reshape", "Transpose"}  # no
 _CARRIES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Gather", "Slice"}
 _CARRIES |= {"Split", "Resize", "DepthToSpace", "SpaceToDepth"}
 _FOLLOWS = {"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Elu"}
-_FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 
 
 def is_quantised(model: onnx.ModelProto) -> str:
-    """Return in words how a model is quantised or halved; "" if it is neither."""
+    """Return in words how a model is quantised; "" if it is not."""
     found = {node.op_type for node in model.graph.node}
     kinds = {
         "int8, dynamic": found & _DYNAMIC.keys(),
         "int8 operators (QOperator)": found & _INTEGER.keys(),
         "int8 between QuantizeLinear and DequantizeLinear (QDQ)": found & _PAIR,
-        "half precision": any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer),
     }
     return next((kind for kind, there in kinds.items() if there), "")
 
@@ -67,7 +65,7 @@ def float_shallow(model: onnx.ModelProto, layers: int) -> onnx.ModelProto:
 
 
 def dequantised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that computes in float32 throughout; outputs of half precision become float32, inputs stay.
+    """Return a copy that computes in float32 throughout; its inputs stay.
 
     Its answers differ by what rounding the activations does. Raises BundleError as `float_shallow` does.
     """
@@ -123,7 +121,6 @@ class _Rewrite:
                 self._readers.setdefault(name, []).append(node)
         self._taken = {*self._makers, *self._made}
         self._needed: set[str] = set()  # values of the part that other nodes read, or that are outputs
-        self._types: dict[str, int] = {}  # value → element type, in a model of half precision
         self._arrays: dict[str, NDArray[Any]] = {}  # constants that were computed
         self._floats: dict[str, str] = {}  # value → the float32 value in its place
         self._quantised: dict[str, _Quantised] = {}
@@ -159,7 +156,6 @@ class _Rewrite:
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
         try:
-            self._types = _element_types(self._model)
             yield
         except RwsError:
             raise
@@ -236,10 +232,6 @@ class _Rewrite:
                 self._quantised[node.output[0]] = _Quantised(self._read(node.input[0]), node)
             elif node.op_type == "DequantizeLinear":
                 self._floats[node.output[0]] = self._dequantised(*node.input)
-            elif (
-                node.op_type == "Cast" and {self._types.get(node.input[0]), self._types.get(node.output[0])} <= _FLOATS
-            ):
-                self._floats[node.output[0]] = self._read(node.input[0])
             elif node.op_type != "DynamicQuantizeLinear":
                 self._keep(node)
 
@@ -300,24 +292,16 @@ class _Rewrite:
         first = [self._clipped(node.input[0])] if carried else []
         kept.input[:] = first + [self._read(name) for name in node.input[len(first) :]]
         for place, name in enumerate(node.output):
-            if carried or self._types.get(name) == TensorProto.FLOAT16:
+            if carried:
                 kept.output[place] = new = self._free(f"{name}.float")
-                if carried:
-                    self._quantised[name] = _Quantised(new, carried.node, new)
-                else:
-                    self._floats[name] = new
+                self._quantised[name] = _Quantised(new, carried.node, new)
         self._nodes.append(kept)
         self._made.update(kept.output)
 
     def _read(self, name: str) -> str:
         """Return the float32 value in the place of one that is no integers, or the value itself."""
-        half = self._types.get(name) == TensorProto.FLOAT16
-        if name not in self._floats and (name in self._arrays or (half and name in self._tensors)):
-            array = self._array(name)
-            own = name in self._arrays and name not in self._needed
-            self._floats[name] = self._put(name, array.astype(np.float32) if half else array, own)
-        elif name not in self._floats and half and name in self._inputs:
-            self._floats[name] = self._add("Cast", [name], self._free(f"{name}.float"), to=TensorProto.FLOAT)
+        if name not in self._floats and name in self._arrays:
+            self._floats[name] = self._put(name, self._array(name), name not in self._needed)
         elif name not in self._floats and name not in self._made:
             raise self._refused(f"reads {name!r:.80}, which are integers or computed nowhere before")
         return self._floats.get(name, name)
@@ -376,8 +360,6 @@ class _Rewrite:
         if name in self._quantised:
             node = deepcopy(self._quantised[name].node)
             node.input[0], node.output[0] = self._quantised[name].value, name
-        elif name in self._floats and self._types.get(name) == TensorProto.FLOAT16:
-            node = helper.make_node("Cast", [self._floats[name]], [name], to=TensorProto.FLOAT16)
         else:
             for read in node.input:
                 self._restore(read)
@@ -419,16 +401,8 @@ def _other(node: onnx.NodeProto, name: str) -> str:
     return next((other for other in node.input if other != name), "")
 
 
-def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of each value of a model in half precision; {} for any other."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    return types if TensorProto.FLOAT16 in types.values() else {}
-
-
 def _in_order(nodes: Iterable[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
-    """Return nodes so that each reads only what is known before it: converters to half precision append some."""
+    """Return nodes so that each reads only what is known before it; what reads itself comes last."""
     ordered: list[onnx.NodeProto] = []
     waiting = list(nodes)
     for _ in range(100):

@@ -65,7 +65,7 @@ def fitted(names: Sequence[str], count: int | None) -> list[str] | None:
 
 
 def _yaml(path: Path, text: str) -> object:
-    with require("test"):
+    with require("train"):
         import yaml  # type: ignore[import-untyped]
     try:
         return yaml.safe_load(text)

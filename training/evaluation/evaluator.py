@@ -81,6 +81,14 @@ def averaged_mix(names: Sequence[str]) -> Mix:
     return {name: 1 / len(names) for name in names}
 
 
+def by_mix(mixes: Sequence[Mix]) -> Mapping[MixKey, list[int]]:
+    """Return the places of each mix."""
+    groups: dict[MixKey, list[int]] = defaultdict(list)
+    for index, mix in enumerate(mixes):
+        groups[mix_key(mix)].append(index)
+    return groups
+
+
 def classify(
     model: PatchableModel, pixels: Tensor, mixes: Sequence[Mix], frames: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
@@ -89,11 +97,8 @@ def classify(
     Pixels are uint8 (N, 3, H, W), RGB; `frames`, int64 (K,), say which image each mix is for, None: each once, K = N.
     The mix of the last group stays in effect.
     """
-    groups: dict[MixKey, list[int]] = defaultdict(list)
-    for index, mix in enumerate(mixes):
-        groups[mix_key(mix)].append(index)
     classes = np.empty(len(mixes), np.int64)
-    for key, members in groups.items():
+    for key, members in by_mix(mixes).items():
         model.apply(dict(key))
         for part in torch.split(torch.tensor(members), BATCH):
             shown = part if frames is None else torch.from_numpy(frames)[part]

@@ -14,7 +14,6 @@ from support.quantised import INT8, quantised
 
 RNG = np.random.default_rng(4)
 X = RNG.random((4, 3, 16, 16), np.float32)
-FORMS = (*INT8, "half", "half_io", "half_weights")
 
 
 def deployed() -> onnx.ModelProto:
@@ -56,45 +55,11 @@ def deployed() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return model
-
-
-def half_io(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Half precision inside, float32 outside; as ONNX Runtime's converter does, the Casts stand last."""
-    halved(model)
-    graph = model.graph
-    for node in graph.node:
-        node.input[:] = ["image.half" if name == "image" else name for name in node.input]
-        node.output[:] = ["logits.half" if name == "logits" else name for name in node.output]
-    graph.node.append(helper.make_node("Cast", ["image"], ["image.half"], to=TensorProto.FLOAT16))
-    graph.node.append(helper.make_node("Cast", ["logits.half"], ["logits"], to=TensorProto.FLOAT))
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
-    return model
-
-
-def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    for tensor in model.graph.initializer:
-        array, name = numpy_helper.to_array(tensor).astype(np.float16), tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(array, f"{name}.half"))
-        model.graph.node.insert(0, helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-    return model
-
-
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> dict[str, onnx.ModelProto]:
     folder = tmp_path_factory.mktemp("int8")
     model = deployed()
     made = {name: quantised(model, name, X, folder) for name in INT8}
-    for name, change in (("half", halved), ("half_io", half_io), ("half_weights", half_weights)):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        made[name] = change(copy)
     return made | {"float32": model}
 
 
@@ -103,8 +68,7 @@ def run(model: onnx.ModelProto, x: np.ndarray = X) -> np.ndarray:
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     (value,) = session.get_inputs()
-    x = x.astype(np.float16) if value.type == "tensor(float16)" else x
-    return session.run(None, {value.name: x})[0].astype(np.float32)
+    return session.run(None, {value.name: x})[0]
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> float:
@@ -115,12 +79,11 @@ def operators(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INT8)
 def test_twin_computes_in_float32_what_the_model_does(forms, form):
     twin = dequantised(forms[form])
     kinds = operators(twin)
     assert not [kind for kind in kinds if "Quantize" in kind or kind.startswith("QLinear") or "Integer" in kind]
-    assert not any(tensor.data_type == TensorProto.FLOAT16 for tensor in twin.graph.initializer)
     assert twin.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
     assert sum(node.op_type == "Conv" for node in twin.graph.node) == 6
     # A Relu or Clip that the quantiser dropped and the twin lacked would be off by as much as the outputs are large.
@@ -129,7 +92,7 @@ def test_twin_computes_in_float32_what_the_model_does(forms, form):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4, 6])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INT8)
 def test_shallow_part_is_live_and_exact(forms, form, layers):
     model = float_shallow(forms[form], layers)
     assert apart(run(model), run(forms[form])) < 0.05
@@ -137,12 +100,12 @@ def test_shallow_part_is_live_and_exact(forms, form, layers):
     assert session.strategy == "live"
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INT8)
 def test_deep_part_stays_as_it_is(forms, form):
     model, shallow = forms[form], float_shallow(forms[form], 2)
     before = {node.SerializeToString(deterministic=True) for node in model.graph.node}
     read = {name for node in shallow.graph.node for name in node.input}
-    head = [node for node in shallow.graph.node if node.output[0] in ("logits", "logits.half", "logits_quantized")]
+    head = [node for node in shallow.graph.node if node.output[0] in ("logits", "logits_quantized")]
     assert head
     assert head[0].SerializeToString(deterministic=True) in before
     tensors = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
@@ -154,7 +117,7 @@ def test_deep_part_stays_as_it_is(forms, form):
     assert list(shallow.graph.output) == list(model.graph.output)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", INT8)
 def test_model_and_twin_share_their_shallow_tensors(forms, form):
     model = prepare(float_shallow(forms[form], 3))
     twin = prepare(dequantised(model))
@@ -167,7 +130,7 @@ def test_model_and_twin_share_their_shallow_tensors(forms, form):
 
 @pytest.mark.parametrize(
     ("form", "word"),
-    [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("half", "half"), ("float32", "")],
+    [("qdq", "QDQ"), ("qoperator", "QOperator"), ("dynamic", "dynamic"), ("float32", "")],
 )
 def test_kind_is_said_in_words(forms, form, word):
     assert word in is_quantised(forms[form])
