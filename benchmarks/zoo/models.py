@@ -1,4 +1,4 @@
-"""Try many models: each is read, prepared, patched, and begun to be trained, in a separate process."""
+"""Try many models: each is read, prepared, patched and checked for training, in a separate process."""
 
 import json
 import sys

@@ -23,13 +23,13 @@ class Scorer(Protocol):
         """Return an answer per frame."""
 
     def accuracy(self, answers: Any, frames: Frames) -> float:
-        """Return how right the answers are, percent."""
+        """Return the accuracy of the answers, percent."""
 
     def agreement(self, answers: Any, clean: Any) -> float:
         """Return how well they agree with the clean model's to the clean images, percent."""
 
     def changed(self, answers: Any, before: Any) -> int:
-        """Return to how many frames the answer is another one."""
+        """Return the number of frames whose answer differs."""
 
 
 class ClassScorer:
@@ -78,7 +78,7 @@ class BoxScorer:
         return mean_average_precision(answers, [_surest(boxes, self._sure) for boxes in clean])
 
     def changed(self, answers: Sequence[Detections], before: Sequence[Detections]) -> int:
-        """Return on how many images the boxes that the model is sure of differ in number, class or place."""
+        """Return the number of images whose confident boxes differ in number, class or place."""
         pairs = zip(answers, before, strict=True)
         sure = [[_surest(boxes, self._sure) for boxes in pair] for pair in pairs]
         return sum(not np.array_equal(_rounded(now), _rounded(then)) for now, then in sure)

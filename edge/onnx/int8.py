@@ -93,7 +93,7 @@ def float_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass
 class _Quantised:
-    """Integers that were: the float32 value that they were made of, the QuantizeLinear that made them, its Clip."""
+    """A removed integer value: the float32 value before it, the QuantizeLinear that made it, and the Clip instead."""
 
     value: str
     node: onnx.NodeProto

@@ -244,7 +244,7 @@ class AdoptionBuild:
         return outputs
 
     def _aim(self, crops: Tensor) -> Callable[[Tensor], Tensors]:
-        """Return what gives the clean network's outputs for some of these crops, by their places."""
+        """Return a function that gives the clean network's outputs for some of these crops, by their indices."""
         if self.target == "shallow" or len(crops) * self._output_bytes > LARGEST:
             return lambda index: self._clean_outputs(crops[index])
         if not self._aims or len(self._aims[0]) < len(crops):  # fewer crops are the first of more
@@ -276,7 +276,7 @@ class AdoptionBuild:
         return torch.cat(parts)
 
     def check(self) -> None:
-        """Take a step in thought, before hours of them: raise InputError if the loss has no gradient.
+        """Check one step before training starts: raise InputError if the loss has no gradient.
 
         Raises StrategyUnavailableError if the weights of the deployed model cannot be changed here.
         """
@@ -335,7 +335,7 @@ class AdoptionBuild:
 
     @torch.no_grad()
     def _start(self, pixels: Tensor, crops: Tensor, aim: Callable[[Tensor], Tensors], begun: list[Deltas]) -> Deltas:
-        """Return where training begins: what has least loss of nothing, recalibrations, the signatures in `begun`."""
+        """Return the start with the smallest loss: no change, a recalibration, or a signature in `begun`."""
         count = min(len(pixels), self.recipe.recalibrate)
         if not count:
             return begun[0] if begun else {}

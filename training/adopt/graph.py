@@ -281,7 +281,7 @@ def prepend(proto: onnx.ModelProto, preprocessing: Preprocessing, layout: str) -
 
 
 def pad_explicitly(proto: onnx.ModelProto) -> None:
-    """Write padding that is said as SAME as numbers, for convolutions and pooling whose input's size is known."""
+    """Replace SAME padding by numbers in convolutions and pooling whose input size is known."""
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     sizes = {value.name: value_shape(value) for value in (*inferred.value_info, *inferred.input)}
     weights = {tensor.name: tensor.dims for tensor in proto.graph.initializer}

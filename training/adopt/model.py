@@ -1,4 +1,4 @@
-"""Bring a model of somebody else to what a bundle holds; its outputs stay the same."""
+"""Convert a third-party model to what a bundle holds; its outputs stay the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ _COLOUR: Mapping[int, str] = {1: "GREY", 3: "RGB", 4: "RGBA"}
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says of a model; all else is found in it.
+    """What the user states about a model; the rest is read from it.
 
     `size` is height and width of the input, pixels, if the graph leaves them free, `fit` as in `InputSpec`; `names` are
     class names as `read_names` gives them. Of an int8 model `layers` convolutions become float32, 0: see
@@ -70,7 +70,7 @@ class ImportedModel:
 
 
 def adopt_model(model: bytes, options: ImportOptions | None = None) -> ImportedModel:
-    """Bring a model, ONNX bytes, to what a bundle holds; the preprocessing becomes a part of the graph.
+    """Convert a model, ONNX bytes, to what a bundle holds; the preprocessing becomes a part of the graph.
 
     Raises UsageError, which names the option, if it is not safe to tell what an input or output means, and BundleError
     if the model cannot be patched or run, or its outputs change.
@@ -296,7 +296,7 @@ def _shaped(proto: onnx.ModelProto, reading: Reading, shape: tuple[int, ...]) ->
 
 
 def _as_before(values: NDArray[Any], taken: Sequence[str]) -> NDArray[Any]:
-    """Do to an output what the nodes that were taken off did."""
+    """Apply to an output what the removed nodes computed."""
     if "Softmax" in taken or "Concat" in taken:
         powers = np.exp(values.astype(np.float64) - values.max(1, keepdims=True))
         values = powers / powers.sum(1, keepdims=True)

@@ -22,7 +22,7 @@ _FEW = 6  # outputs that a message lists
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user says of the outputs: a task, a detector's head, names of outputs (any value of the graph)."""
+    """What the user states about the outputs: a task, a detector's head, names of outputs (any value of the graph)."""
 
     task: TaskName | None = None
     head: Head = ""
@@ -150,7 +150,7 @@ class _Outputs:
         return {count for side in flat for count in (side - 4, side - 5) if 0 < count <= 4096}
 
     def _is_sure(self, output: str, head: str) -> bool:
-        """Return whether more than the shape speaks for a head: the number of names, operators, or values."""
+        """Return whether more than the shape supports a head: the number of names, operators, or values."""
         if head == "nms":
             scores, labels = (self.floats[output][..., place] for place in (4, 5))
             return bool(

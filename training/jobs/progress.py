@@ -173,7 +173,7 @@ class JobLines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar.live.is_started:
             self._bar.stop()
 

@@ -1,4 +1,4 @@
-"""Load a model that somebody else made: a file, or the module that a function gives."""
+"""Load a third-party model: a file, or the module that a function returns."""
 
 import importlib
 import sys

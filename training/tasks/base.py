@@ -24,7 +24,7 @@ class Objective(Protocol):
     metric: str
 
     def loss(self, student: Tensors, teacher: Tensors) -> Tensor:
-        """Return what training makes small, a scalar, 0 if both are the same."""
+        """Return the loss to minimise, a scalar, 0 if both are equal."""
 
     def scores(self, outputs: Arrays, reference: Arrays) -> Scores:
         """Return how well each image's outputs agree, float64 (N,), 0…1; it changes with the outputs smoothly."""

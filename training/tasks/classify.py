@@ -28,7 +28,7 @@ class ClassifyObjective:
         return np.asarray(chosen / odds.sum(1), np.float64)
 
     def agreement(self, outputs: Arrays, reference: Arrays) -> float:
-        """Return how often the two have one top class."""
+        """Return how often the top classes are equal."""
         return 100 * float((outputs[0].argmax(1) == reference[0].argmax(1)).mean())
 
 
