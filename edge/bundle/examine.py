@@ -26,7 +26,8 @@ from rws.text import printable
 _LARGEST_ANSWER = 2**16  # bytes
 _NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")  # what ONNX Runtime says
 _ERRORS = {kind.__name__: kind for kind in (BundleError, FormatError, InputError, RwsError, SignatureError)}
-_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# A confined process can neither start a thread nor open a file.
+_ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RWS_CACHE": "off"}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -108,7 +109,7 @@ class Examination:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=child_environment() | _THREADS,
+                env=child_environment() | _ALONE,
                 start_new_session=True,  # Ctrl-C is for this process alone
             )
             return self._process

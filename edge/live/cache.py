@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -48,6 +48,7 @@ _SAMPLES = 16  # blocks of a model that its entry's name depends on, so that it 
 _NAME = re.compile(r"\.?([0-9a-f]{32})(\.[0-9a-f]{8}\.\w+)?")  # of an entry, or of what a killed writer has left
 
 ModelSource = str | os.PathLike[str] | bytes
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class Cache:
     @property
     def digest(self) -> str:
         """SHA-256 of the model as it was when the entry was looked for; raises an OSError if it cannot be read."""
-        return (self._digest or self._thread.submit(self._sha256)).result()
+        return (self._digest or self._meanwhile(self._sha256)).result()
 
     def load(self, files: ExitStack) -> Entry | None:
         """Return the entry, None if there is none to be believed; its graph stays open as long as `files`.
@@ -113,7 +114,7 @@ class Cache:
         try:
             return self._load(files)
         finally:
-            self._digest = self._thread.submit(self._sha256)
+            self._digest = self._meanwhile(self._sha256)
             self._thread.shutdown(wait=False)
 
     def _load(self, files: ExitStack) -> Entry | None:
@@ -127,7 +128,7 @@ class Cache:
             graph = files.enter_context(_open_file(_GRAPH, folder))
             if about["layout"] != zlib.crc32(data):
                 return None
-            sound = self._thread.submit(lambda: _checksum(graph) == about["graph"])
+            sound = self._meanwhile(lambda: _checksum(graph) == about["graph"])
             files.callback(sound.exception)  # before the file is closed
             with suppress(OSError):
                 os.utime(folder)  # the entries that were not used for longest are removed first
@@ -135,6 +136,17 @@ class Cache:
             file = open_file if open_file.exists() else self._folder / self._name / _GRAPH
             return replace(_entry(file, about, data), sound=sound)
         return None
+
+    def _meanwhile(self, work: Callable[[], T]) -> "Future[T]":
+        """Start work in the thread; where no thread can be started, do it first."""
+        with suppress(RuntimeError):
+            return self._thread.submit(work)
+        done: Future[T] = Future()
+        try:
+            done.set_result(work())
+        except OSError as error:
+            done.set_exception(error)
+        return done
 
     def store(self, entry: Entry) -> None:
         """Write the entry, if there is room and the model has not changed meanwhile."""

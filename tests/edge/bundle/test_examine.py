@@ -201,7 +201,8 @@ class TestRights:
         monkeypatch.setenv("RWS_SOURCE", "rtsp://u:p@host/")
         instead("import os", "found = sorted(os.environ)")
         (found,) = examine(BundleFiles.read(tiny_bundle.path)).tested
-        assert "RWS_" not in found
+        assert "RWS_TOKEN" not in found
+        assert "RWS_SOURCE" not in found
 
     @pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0])
     def test_it_ends_with_the_process_that_waits_for_it(self, bundle_path, seconds):

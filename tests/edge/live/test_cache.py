@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from rws.edge.common.child import python_command
 from rws.edge.live import cache
 from rws.edge.live.cache import cache_folder, processor
 from rws.edge.live.session import LiveSession
@@ -24,6 +26,24 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is no cache on Wi
 RNG = np.random.default_rng(0)
 X = RNG.random((2, 3, 8, 8), np.float32)
 FC = ("head.weight", "head.bias")
+
+
+# All that a session needs is imported and read once before the process is confined.
+CONFINED = """
+import os
+import numpy.ma, numpy.random
+from rws.edge.common.confine import Limits, confine
+from rws.edge.live.session import LiveSession
+data = open({model!r}, "rb").read()
+LiveSession(data, provider="cpu", threads=1, layers=2, cache={folder!r})
+confine(Limits(60, 120, 2**31))
+LiveSession(data, provider="cpu", threads=1, layers=2, cache={folder!r})
+os.write(1, b"opened")
+"""
+
+
+def no_thread(*work):
+    raise RuntimeError("can't start new thread")
 
 
 @pytest.fixture
@@ -266,6 +286,22 @@ class TestNone:
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)
         assert cache_folder(True) is None
         assert not LiveSession(model, layers=2, threads=1).from_cache
+
+    @pytest.mark.parametrize("written", [False, True])
+    def test_where_no_thread_can_be_started(self, model, folder, written, monkeypatch):
+        if written:
+            opened(model, folder)
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", no_thread)
+        session = opened(model, folder)
+        assert session.from_cache == written
+        check(session, model)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits")
+    def test_in_a_confined_process(self, model, folder):
+        opened(model, folder)
+        code = CONFINED.format(model=str(model), folder=str(folder))
+        done = subprocess.run(python_command(code), capture_output=True, text=True, check=False, timeout=120)
+        assert done.stdout == "opened", done.stderr
 
     def test_a_place_that_cannot_be_written(self, model, tmp_path):
         (tmp_path / "file").write_text("")
