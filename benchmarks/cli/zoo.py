@@ -13,7 +13,10 @@ from rws.terminal import say, show
 
 Names = Annotated[
     Path | None,
-    typer.Option(help="File with the class folders' names in the order of the logits. Default: the folders' order."),
+    typer.Option(
+        help="File with the class folders' names in the order of the logits (default: the folders' order); of a "
+        "detector its classes; of a text reader phrases to write."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option(help="Settings of the adoption; see `rws adopt --recipe`.")]
 Limit = Annotated[int | None, typer.Option(help="At most this many images in all.")]
@@ -25,16 +28,20 @@ def zoo(
     images: Annotated[
         list[str],
         typer.Option(
-            help="Image folder <class>/<image>: one half is adopted with, the other one tests. Of a detector: clean "
-            "images; repeatable."
+            help="Image folder <class>/<image>: one half is adopted with, the other one tests. With --file: clean "
+            "images to adopt with; repeatable."
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="efficientnet_lite0, efficientnet_lite1, vgg16 or fastestdet.")
+        str, typer.Option(help="efficientnet_lite0, efficientnet_lite1, vgg16, fastestdet or ppocr_rec.")
     ] = "efficientnet_lite0",
-    file: Annotated[Path | None, typer.Option(help="The .onnx file of a detector.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The .onnx file of a detector or text reader.")] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Test images of a detector, in images/, with YOLO label files in labels/.")
+        Path | None,
+        typer.Option(
+            help="Test images of a detector, in images/, with YOLO label files in labels/; for a text reader "
+            "photographs to write on."
+        ),
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
         "runs/zoo"
@@ -44,6 +51,9 @@ def zoo(
     titles: Annotated[
         Path | None, typer.Option(help="Names of the classes in the bundle, in the same order. Default: --names.")
     ] = None,
+    int8: Annotated[
+        str, typer.Option(help="Quantise a classifier before it is adopted: s8s8 or u8s8, activations and weights.")
+    ] = "",
     recipe: RecipeFile = None,
     quick: Annotated[bool, typer.Option("--quick", help="Adopt as `rws adopt --quick` does.")] = False,
     limit: Limit = None,
@@ -51,7 +61,7 @@ def zoo(
     seed: Seed = 0,
     report: JsonOption = None,
 ) -> None:
-    """Adopt a model of the zoo without labels, and measure it on other images: accuracy, of a detector mAP50.
+    """Adopt a model of the zoo without labels, and measure it on other images: accuracy, mAP50, or lines read right.
 
     \b
     Examples:
@@ -59,13 +69,15 @@ def zoo(
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
         rws bench zoo --model fastestdet --file FastestDet.onnx --images clear/ --test coco/images/val2017 \\
             --names coco.names --json zoo_fastestdet.json
+        rws bench zoo --model ppocr_rec --file ch_PP-OCRv4_rec_infer.onnx --images clear/ --test others/ \\
+            --names phrases.txt --json zoo_ppocr_rec.json
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test)
+    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test, int8)
     result = run_entry(model, images, work, out, options)
     save(report, "zoo/1", result)
-    shown = ("clean", "summary", "build_minutes", "sizes", "torch")
+    shown = ("clean", "summary", "int8", "build_minutes", "sizes", "torch")
     show(json.dumps({key: value for key, value in result.items() if key in shown}))
 
 

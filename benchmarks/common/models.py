@@ -44,7 +44,7 @@ def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
     """Load `vgg16:224`, `path/to/any.onnx`, …, the bundle first; InputError or BundleError if one is unfit."""
-    found = [load_model(Bundle.load_classifier(bundle))] if bundle is not None or not specs else []
+    found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
     for spec in specs:
         if spec.endswith(".onnx"):
             found.append(load_model(spec, layers=layers, seed=seed))
@@ -69,6 +69,8 @@ def load_model(model: str | Path | Bundle, *, size: int = 224, layers: int = 5, 
     if isinstance(model, Bundle):
         signatures, spec = model.signatures, model.manifest.input
         _check_square((spec.height, spec.width), model.manifest.name)
+        if spec.dtype != "float32" or spec.shape != (3, spec.height, spec.width):
+            raise InputError(f"{model.path}: takes {spec}; this command needs float32 images of three channels, NCHW")
         name, content = model.manifest.name, model.read(MODEL)
         return BenchmarkModel(name, spec.height, content, signatures.tensors, signatures, bundle=model)
     if str(model).endswith(".onnx"):

@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +16,13 @@ from rws.benchmarks.common.interleave import Block, Measured, block_frames, perc
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
+from rws.edge.live.base import PatchableModel
 from rws.edge.pipeline import STAGES, Pipeline
 from rws.edge.preprocess import InputSpec
 from rws.edge.runtime import Runtime
+from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classify
+from rws.edge.tasks.raw import Raw
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
@@ -98,10 +102,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
-    takes = InputSpec(setting.model.size, setting.model.size, "RGB")
-    classes = model.predict(np.zeros(takes.shape, np.float32))[0].shape[1]
-    names = [f"class {index}" for index in range(classes)]
-    pipeline = Pipeline(model, oracle, scheduled, smoothing, Classify(names), takes)
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, *_task(setting, model))
     return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
@@ -129,6 +130,16 @@ def write_video(path: Path, frames: int = VIDEO_FRAMES) -> Path:
         writer.write(np.roll(wall, frame * PIXELS_PER_FRAME, axis=1))
     writer.release()
     return path
+
+
+def _task(setting: Setting, model: PatchableModel) -> tuple[Task[Any], InputSpec]:
+    if (bundle := setting.model.bundle) is not None:
+        return bundle.task(), bundle.manifest.input
+    takes = InputSpec(setting.model.size, setting.model.size, "RGB")
+    shapes = [output.shape for output in model.predict(np.zeros(takes.shape, np.float32))]
+    if len(shapes) == 1 and len(shapes[0]) == 2:
+        return Classify([f"class {index}" for index in range(shapes[0][1])]), takes
+    return Raw(), takes
 
 
 def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:

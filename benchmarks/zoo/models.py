@@ -98,7 +98,7 @@ def _file(spec: str, work: Path, seed: int) -> Path:
         return export(spec, work, seed)
     path = work / f"{title(spec)}.onnx"
     if not path.exists():
-        path.write_bytes(ZOO[title(spec)][0](None))
+        path.write_bytes(ZOO[title(spec)].load(None))
     return path
 
 

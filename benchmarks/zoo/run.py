@@ -2,7 +2,7 @@
 
 `std` is the model as it was received, `perfect` takes the true type's own signature at its calibrated alpha, `trained`
 is the bundle's oracle and policy on single images. Agreement is with the clean model's prediction for the clean image.
-Accuracy and agreement of a detector are mAP50.
+Accuracy and agreement of a detector are mAP50, of a network that reads text the share of lines that are read right.
 """
 
 import json
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rws.benchmarks.common.tables import Record
-from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer
+from rws.benchmarks.zoo.quantised import compare_int8, quantised
+from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer, TextScorer
+from rws.benchmarks.zoo.text import characters_of, make_lines
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import DEFAULT_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
@@ -30,7 +32,6 @@ from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
-from rws.edge.tasks.detect import Detections
 from rws.errors import InputError, UsageError
 from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ReferencePolicy
@@ -38,6 +39,7 @@ from rws.records import Mix
 from rws.training.adopt.build import AdoptionBuild
 from rws.training.adopt.graph import Preprocessing
 from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
+from rws.training.adopt.outputs import Wanted
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
 from rws.training.data.boxes import load_boxes
@@ -70,11 +72,14 @@ class ZooOptions:
     """Options of all builds and measurements of the zoo.
 
     Args:
-        names: file with the folders' names in the order of the logits; None: the folders in their own order.
+        names: file with the folders' names in the order of the logits, None: the folders in their own order; of a
+            detector its classes, of a network that reads text phrases, of which one half is built with.
         titles: file with the bundle's names of the classes, in the same order; None: the folders' names.
         recipe: settings of `AdoptRecipe` in a TOML file; None: its own.
         limit: at most this many images in all.
-        file, test: of a detector: its `.onnx` file; a folder of images with label files, see `load_boxes`.
+        file, test: of a detector or a network that reads text: its `.onnx` file; a folder of images with label files,
+            see `load_boxes`, or of photographs to write on.
+        int8: a classifier is quantised before it is adopted, in one of `quantised.FORMS`; "": it is not.
     """
 
     names: Path | None = None
@@ -87,6 +92,7 @@ class ZooOptions:
     progress: Progress = silent
     file: Path | None = None
     test: Path | None = None
+    int8: str = ""
 
 
 def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
@@ -102,15 +108,30 @@ def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
 
 
 _LITE = ImportOptions(preprocessing=Preprocessing(scale=255, mean=(127,), std=(128,)))
-ZOO: Mapping[str, tuple[Callable[[Path | None], bytes], ImportOptions]] = {
-    "efficientnet_lite0": (partial(_efficientnet_lite, 0, 224), _LITE),
-    "efficientnet_lite1": (partial(_efficientnet_lite, 1, 240), _LITE),
-    "efficientnet_lite2": (partial(_efficientnet_lite, 2, 260), _LITE),
-    "vgg16": (lambda _: load_model(str(DEFAULT_BUNDLE / MODEL)), ImportOptions(preprocessing=Preprocessing())),
-    "fastestdet": (lambda file: load_model(str(file)), ImportOptions(None, Preprocessing(bgr=True), fit="stretch")),
+_PADDLE = ImportOptions((48, 320), Preprocessing(1, (0.5,), (0.5,), bgr=True), Wanted("raw"))
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A model as its owner would have exported it, ONNX bytes, of some from `--file`; and what is said of it."""
+
+    load: Callable[[Path | None], bytes]
+    options: ImportOptions
+    kind: Literal["classes", "boxes", "text"] = "classes"
+
+
+def _file(path: Path | None) -> bytes:
+    return load_model(str(path))
+
+
+ZOO: Mapping[str, ZooModel] = {
+    "efficientnet_lite0": ZooModel(partial(_efficientnet_lite, 0, 224), _LITE),
+    "efficientnet_lite1": ZooModel(partial(_efficientnet_lite, 1, 240), _LITE),
+    "efficientnet_lite2": ZooModel(partial(_efficientnet_lite, 2, 260), _LITE),
+    "vgg16": ZooModel(lambda _: _file(DEFAULT_BUNDLE / MODEL), ImportOptions()),
+    "fastestdet": ZooModel(_file, ImportOptions(None, Preprocessing(bgr=True), fit="stretch"), "boxes"),
+    "ppocr_rec": ZooModel(_file, _PADDLE, "text"),
 }
-"""ONNX bytes of each model as its owner would have exported it, of a detector from `--file`; and what is said of it."""
-DETECTORS = ("fastestdet",)
 
 
 def halves(images: Images) -> tuple[Images, Images]:
@@ -236,13 +257,14 @@ def sizes(bundle: Bundle) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    # The labels of the test are places in the model's logits, or boxes; the class names may be unknown.
+    # The labels of a classifier's test are places in the model's logits; the class names may be unknown.
     model: ImportedModel
     build: Tensor
     test: Images
-    truth: Sequence[Detections] | None
-    classes: list[str] | None
+    scorer: Callable[[Bundle], Scorer]
     recipe: AdoptRecipe
+    classes: list[str] | None = None
+    int8: bytes = b""
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
         return AdoptionBuild(self.model, CleanImages(self.build), recipe, work, **{"classes": self.classes} | named)
@@ -251,26 +273,51 @@ class _Prepared:
 def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared:
     if name not in ZOO:
         raise InputError(f"--model {name!r} is not one of {', '.join(ZOO)}")
+    zoo, file, test = ZOO[name], options.file, options.test
     torch.set_num_threads(options.threads)
-    make, asked = ZOO[name]
-    classes = None if options.names is None else read_names(options.names)
-    detects = name in DETECTORS
-    if detects != (options.file is not None and options.test is not None and classes is not None):
-        raise UsageError(
-            f"--model {name}: a detector needs --file, --test and --names, a classifier none of the first two"
-        )
-    model = adopt_model(make(options.file), replace(asked, names=classes if detects else None))
     recipe = replace(AdoptRecipe() if options.recipe is None else load_adopt_recipe(options.recipe), seed=options.seed)
-    if detects:
-        size, fit = (model.input.height, model.input.width), model.input.fit
-        build = torch.cat([load_clean_images(each, size, fit=fit, limit=options.limit).pixels for each in images])
-        pixels, truth = load_boxes(cast(Path, options.test), model.input, model.classes or ())
-        test = Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.classes or ())
-        return _Prepared(model, build, test, truth, None, recipe)
+    if zoo.kind == "classes":
+        if (file, test) != (None, None):
+            raise UsageError(f"--model {name}: a classifier takes neither --file nor --test")
+        return _classifier(zoo, images[0], recipe, options)
+    if options.names is None or file is None or test is None or options.int8:
+        raise UsageError(f"--model {name} needs --file, --test and --names, and takes no --int8")
+    names, content = read_names(options.names), zoo.load(file)
+    boxes = zoo.kind == "boxes"
+    model = adopt_model(content, replace(zoo.options, names=names if boxes else None))
+    size, fit = (model.input.height, model.input.width), model.input.fit
+    side = size if boxes else (max(size), max(size))
+
+    def photographs(source: str) -> Tensor:
+        return load_clean_images(source, side, fit=fit, limit=options.limit).pixels
+
+    build = torch.cat([photographs(each) for each in images])
+    if boxes:
+        pixels, truth = load_boxes(test, model.input, model.classes or ())
+        return _Prepared(model, build, _unlabelled(pixels), partial(BoxScorer, truth=truth), recipe)
+    of_build, of_test = ([names[k] for k in range(first, len(names), 2)] for first in (0, 1))
+    written = [of_build[number % len(of_build)] for number in range(max(len(build), len(of_build)))]
+    build = make_lines(build, written, size, options.seed)
+    pixels = make_lines(photographs(str(test)), of_test, size, options.seed + 1)
+    read = partial(TextScorer, truth=of_test, characters=characters_of(content))
+    return _Prepared(model, build, _unlabelled(pixels), read, recipe)
+
+
+def _classifier(zoo: ZooModel, images: str, recipe: AdoptRecipe, options: ZooOptions) -> _Prepared:
+    classes = None if options.names is None else read_names(options.names)
+    model = adopt_model(zoo.load(None), zoo.options)
     wanted = model.class_count or 0 if classes is None else classes
-    both = load_labelled(images[0], model.input.height, wanted, limit=options.limit, seed=options.seed)
+    both = load_labelled(images, model.input.height, wanted, limit=options.limit, seed=options.seed)
     of_build, test = halves(both)
-    return _Prepared(model, of_build.pixels, test, None, classes, recipe)
+    int8 = b""
+    if options.int8:
+        int8 = quantised(zoo.load(None), options.int8, zoo.options.preprocessing, of_build.pixels)
+        model = adopt_model(int8, zoo.options)
+    return _Prepared(model, of_build.pixels, test, lambda _: ClassScorer(), recipe, classes, int8)
+
+
+def _unlabelled(pixels: Tensor) -> Images:
+    return Images(pixels, torch.zeros(len(pixels), dtype=torch.int64), ())
 
 
 def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, options: ZooOptions) -> Record:
@@ -278,8 +325,8 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
 
     Args:
         model: one of `ZOO`; InputError if it is unknown or the images do not fit it.
-        images: of a classifier a folder `<class>/<image>`, of which the build gets one half, without labels; of a
-            detector clean images for the build.
+        images: of a classifier a folder `<class>/<image>`, of which the build gets one half, without labels; of others
+            clean images for the build.
         work: folder of the build; a stopped build continues.
         out: the bundle; None: in `work`.
     """
@@ -290,11 +337,14 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test
-    scorer = None if prepared.truth is None else BoxScorer(bundle, prepared.truth)
-    severities = TWO_SEVERITIES if scorer is None else (TWO_SEVERITIES[0],)
+    scorer = prepared.scorer(bundle)
+    severities = TWO_SEVERITIES if isinstance(scorer, ClassScorer) else (TWO_SEVERITIES[0],)
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
+    found = measure(bundle, test, severities, evaluation, scorer)
+    if prepared.int8:
+        found["int8"] = compare_int8(prepared.int8, ZOO[model].options.preprocessing, bundle, test)
     return {
-        **measure(bundle, test, severities, evaluation, scorer),
+        **found,
         "model": model,
         "quick": options.quick,
         "build_images": len(prepared.build),
@@ -307,7 +357,7 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
         "threads": options.threads,
         "sizes": sizes(bundle),
         "frame": frame_times(bundle, test),
-        "torch": compare_backends(bundle, test, {"fog": 1.0}),
+        **({} if prepared.int8 else {"torch": compare_backends(bundle, test, {"fog": 1.0})}),
         "held_out": dict(bundle.manifest.measured),
         "seed": options.seed,
         "data": {"source": ", ".join(Path(each).name for each in images), "test": test.digest()},

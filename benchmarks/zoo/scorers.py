@@ -1,4 +1,4 @@
-"""What is right: classes by their labels, boxes by label files; and what agrees with the clean model."""
+"""What is right: classes by their labels, boxes by label files, text as it was written; what the clean model says."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rws.benchmarks.zoo.text import read_lines
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.edge.tasks.detect import Detections
@@ -82,6 +83,38 @@ class BoxScorer:
         pairs = zip(answers, before, strict=True)
         sure = [[_surest(boxes, self._sure) for boxes in pair] for pair in pairs]
         return sum(not np.array_equal(_rounded(now), _rounded(then)) for now, then in sure)
+
+
+class TextScorer:
+    """Lines of text, and `truth`, what is written; accuracy and agreement are shares of lines that are equal."""
+
+    def __init__(self, bundle: Bundle, truth: Sequence[str], characters: Sequence[str]) -> None:
+        self._input, self._truth, self._characters = bundle.manifest.input, list(truth), characters
+
+    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[str]:
+        """Return what is read in each frame."""
+        found = dict[int, str]()
+        for key, members in by_mix(mixes).items():
+            model.apply(dict(key))
+            (probabilities,) = outputs_of(model, frames.pixels[members], self._input)
+            found |= zip(members, read_lines(probabilities, self._characters), strict=True)
+        return [found[index] for index in range(len(mixes))]
+
+    def accuracy(self, answers: Sequence[str], frames: Frames) -> float:
+        """Return the share of lines that are read right."""
+        return _equal(answers, [self._truth[image] for image in frames.image])
+
+    def agreement(self, answers: Sequence[str], clean: Sequence[str]) -> float:
+        """Return the share of lines that are read as the clean model reads them."""
+        return _equal(answers, clean)
+
+    def changed(self, answers: Sequence[str], before: Sequence[str]) -> int:
+        """Return how many lines are read differently."""
+        return sum(map(str.__ne__, answers, before))
+
+
+def _equal(found: Sequence[str], aim: Sequence[str]) -> float:
+    return 100 * float(np.mean([one == other for one, other in zip(found, aim, strict=True)]))
 
 
 def _surest(found: Detections, least: float) -> Detections:

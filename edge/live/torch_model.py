@@ -15,6 +15,7 @@ from rws.edge.live.arena import Arena, Signatures, Tensors, perturbed
 from rws.edge.live.base import PatchableModel, as_batch, output_places, plain
 from rws.edge.live.layout import plain_slots
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model
+from rws.edge.onnx.int8 import is_quantised
 from rws.errors import BundleError, InputError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -113,10 +114,15 @@ class TorchModel(PatchableModel):
         strategy: str = "auto",
         outputs: Sequence[str] = (),
     ) -> "TorchModel":
-        """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process."""
+        """Convert an ONNX model that went through `prepare`; see `to_torch`. `threads` hold for the whole process.
+
+        Raises BundleError for an int8 model: one value that Torch rounds otherwise changes the outputs too much.
+        """
         from rws.edge.onnx.torch_graph import to_torch
 
         proto = read_model(model)
+        if kind := is_quantised(proto):
+            raise BundleError(f"model: is {kind}, which Torch rounds otherwise; run it with ONNX Runtime")
         places = output_places([value.name for value in proto.graph.output], outputs)
         clean_tensors(proto, tensor_names)
         module, parameters = to_torch(proto, tensor_names)

@@ -49,6 +49,16 @@ class Preprocessing:
         changes = "" if (self.mean, self.std) == ((0.0,), (1.0,)) else f", minus {mean}, divided by {std}"
         return f"{'BGR' if self.bgr else 'RGB'} 0…{self.scale:g}{changes}"
 
+    def apply(self, x: NDArray[Any], axis: int = 1) -> NDArray[Any]:
+        """Return what the model takes of RGB 0…1, or of what it scales it to: x of any dtype, colours along `axis`."""
+        values = np.flip(x, axis) if self.bgr else x
+        if (self.scale, self.mean, self.std) == (1.0, (0.0,), (1.0,)):
+            return values
+        shape = (-1, *[1] * (x.ndim - axis - 1))
+        mean, std = (np.reshape(numbers, shape) for numbers in (self.mean, self.std))
+        scaled: NDArray[Any] = ((values.astype(np.float64) * self.scale - mean) / std).astype(x.dtype)
+        return scaled
+
 
 class Runner:
     """A model on ONNX Runtime's CPU; BundleError if it cannot be loaded or run."""

@@ -92,11 +92,7 @@ def _candidates(model: ImportedModel) -> Iterator[Preprocessing]:
 
 def _try(model: ImportedModel, run: Runner, x: NDArray[np.generic], how: Preprocessing) -> _Trial:
     axis = 1 if model.input.layout == "NCHW" else 3
-    shape = (-1, 1, 1) if axis == 1 else (-1,)
-    values = np.flip(x, axis) if how.bgr else x
-    if how != Preprocessing(bgr=how.bgr):
-        mean, std = (np.reshape(numbers, shape) for numbers in (how.mean, how.std))
-        values = ((values.astype(np.float64) * how.scale - mean) / std).astype(x.dtype)
+    values = how.apply(x, axis)
     plain, mirrored = (_evidence(model, run, part) for part in (values, np.flip(values, 3 if axis == 1 else 2)))
     return _Trial(how, plain, (plain * (mirrored - mirrored.mean(0))).sum(1))
 

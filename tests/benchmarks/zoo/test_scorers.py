@@ -4,13 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.zoo.scorers import BoxScorer
+from rws.benchmarks.zoo.scorers import BoxScorer, TextScorer
 from rws.edge.preprocess import InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.edge.tasks.detect import Detections
 
 CLASSES = ("cat", "dog")
 FRAMES = SimpleNamespace(pixels=torch.zeros(3, 3, 64, 64, dtype=torch.uint8), image=np.arange(3))
+
+
+class Reading:
+    """A network that reads "ab"; under a patch "aa"."""
+
+    def apply(self, mix: dict[str, float]) -> bool:
+        self.steps = [1, 0, 1] if mix else [1, 2, 2]
+        return True
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.tile(np.eye(3, dtype=np.float32)[self.steps], (len(x), 1, 1)),)
 
 
 class Shifting:
@@ -45,3 +56,14 @@ def test_each_frame_is_seen_under_its_own_mix_and_scored_by_its_boxes(scorer):
     assert scorer.agreement(clean, clean) == pytest.approx(100)
     assert scorer.changed(moved, clean) == 1
     assert scorer.changed(clean, clean) == 0
+
+
+def test_lines_count_if_they_are_read_right():
+    manifest = SimpleNamespace(input=InputSpec(64, 64, "RGB"))
+    scorer = TextScorer(SimpleNamespace(manifest=manifest), ["ab", "ab", "aa"], ["", "a", "b"])
+    clean = scorer.answers(Reading(), FRAMES, [{}, {}, {}])
+    patched = scorer.answers(Reading(), FRAMES, [{}, {"fog": 1.0}, {"fog": 1.0}])
+    assert (clean, patched) == (["ab", "ab", "ab"], ["ab", "aa", "aa"])
+    assert scorer.accuracy(clean, FRAMES) == scorer.accuracy(patched, FRAMES) == pytest.approx(200 / 3)
+    assert scorer.agreement(patched, clean) == pytest.approx(100 / 3)
+    assert scorer.changed(patched, clean) == 2
