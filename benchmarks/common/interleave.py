@@ -95,13 +95,18 @@ def block_frames(ms: NDArray[np.float64], every: int) -> tuple[int, int]:
     return settling_frames(frame_ms), frames_per_block(frame_ms, every)
 
 
-def timed_blocks(step: Callable[[], object], frames: int = 1) -> Callable[[], Block]:
-    """Return a function that runs a block without changes of mix; a `step` is `frames` frames, times are per frame."""
+def timed_blocks(
+    step: Callable[[], object], frames: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> Callable[[], Block]:
+    """Return a function that runs a block without changes of mix; a `step` is `frames` frames, times are per frame.
+
+    `clock` gives seconds.
+    """
 
     def once() -> float:
-        before = time.perf_counter()
+        before = clock()
         step()
-        return 1e3 * (time.perf_counter() - before)
+        return 1e3 * (clock() - before)
 
     settle, count = block_frames(np.array([once() for _ in range(5)]), 0)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.interleave import Block, Measured, interleave, percentiles
+from rws.benchmarks.common.interleave import Block, Measured, interleave, percentiles, timed_blocks
 from rws.benchmarks.common.tables import Record
 from rws.edge.live.session import LiveSession
 from rws.edge.live.sessions import CPU, SessionMaker, random_feeds
@@ -28,7 +29,6 @@ from rws.errors import RwsError
 
 LAYERS = 5
 OPENINGS = 3
-BLOCK_MS = 40  # of frames between two of the untouched session's blocks
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM")
 
 
@@ -136,27 +136,14 @@ def _openings(path: Path, session: Callable[[], LiveSession]) -> Record:
 def _latency(live: LiveSession, path: Path, seed: int, rounds: int) -> Record:
     feeds = random_feeds(onnx.load(path))
     sessions = [_plain(path), _plain(path)]
-    mixes: list[dict[str, float]] = [{"a": 0.75}, {"b": 0.75}]
+    mixes = cycle([{"a": 0.75}, {"b": 0.75}])
 
-    def blocks(run: Callable[[], object], change: Callable[[int], object] = lambda number: None) -> Callable[[], Block]:
-        def once(number: int) -> float:
-            before = time.process_time()
-            change(number)
-            run()
-            return 1e3 * (time.process_time() - before)
-
-        frame_ms = float(np.median([once(number) for number in range(5)]))
-        settle, count = 1, int(np.clip(BLOCK_MS / frame_ms, 3, 20))
-
-        def block() -> Block:
-            times = np.array([once(number) for number in range(settle + count)])[settle:]
-            return Block(times, np.zeros(count, np.bool_))
-
-        return block
+    def blocks(run: Callable[[], object], change: Callable[[], object] = bool) -> Callable[[], Block]:
+        return timed_blocks(lambda: (change(), run()), clock=time.process_time)
 
     untouched, again = (blocks(partial(session.run, None, feeds)) for session in sessions)
-    clean = blocks(partial(live.run, None, feeds), lambda number: live.apply({}))
-    patched = blocks(partial(live.run, None, feeds), lambda number: live.apply(mixes[number % 2]))
+    clean = blocks(partial(live.run, None, feeds), partial(live.apply, {}))
+    patched = blocks(partial(live.run, None, feeds), lambda: live.apply(next(mixes)))
     cases = {"again": again, "live": clean, "patched": patched}
     measured: dict[str, Measured] = {}
     seen = interleave(untouched, cases, rounds, random.Random(seed), measured)

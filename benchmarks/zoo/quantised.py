@@ -3,8 +3,7 @@
 import logging
 import random
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import Tensor
 
-from rws.benchmarks.common.interleave import Block, Measured, interleave, percentiles
+from rws.benchmarks.common.interleave import Measured, interleave, percentiles, timed_blocks
 from rws.benchmarks.common.tables import Record
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
@@ -29,7 +28,6 @@ from rws.training.evaluation.evaluator import as_input
 FORMS: Mapping[str, Mapping[str, Any]] = {"s8s8": {}, "u8s8": {"activation_type": QuantType.QUInt8}}
 """Integers of activations and weights; the first one is what the quantiser does unless it is asked."""
 CALIBRATED_ON = 100  # images
-FRAMES, SETTLE = 12, 2  # of a block
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # the quantiser has no types
@@ -72,17 +70,6 @@ def compare_int8(model: bytes, preprocessing: Preprocessing, bundle: Bundle, tes
     live, mixes = bundle.model(ModelOptions(threads=1)), cycle([{each: 1.0} for each in bundle.signatures.names])
     seen = as_input(test.pixels[:1], bundle.manifest.input)[0]
 
-    def blocks(run: Callable[[], object]) -> Callable[[], Block]:
-        def block() -> Block:
-            times = []
-            for _ in range(SETTLE + FRAMES):
-                started = time.perf_counter()
-                run()
-                times.append(1e3 * (time.perf_counter() - started))
-            return Block(np.array(times[SETTLE:]), np.zeros(FRAMES, np.bool_))
-
-        return block
-
     def patched() -> None:
         live.apply(next(mixes))
         live.predict(seen)
@@ -91,9 +78,9 @@ def compare_int8(model: bytes, preprocessing: Preprocessing, bundle: Bundle, tes
         live.reset()
         live.predict(seen)
 
-    untouched, again = (blocks(partial(each.run, None, {name: x[:1]})) for each in sessions)
+    untouched, again = (timed_blocks(partial(each.run, None, {name: x[:1]})) for each in sessions)
     measured: dict[str, Measured] = {}
-    cases = {"again": again, "live": blocks(clean), "patched": blocks(patched)}
+    cases = {"again": again, "live": timed_blocks(clean), "patched": timed_blocks(patched)}
     found = interleave(untouched, cases, rounds, random.Random(0), measured)
     ratios = {case: [round(value, 4) for value in each.ratio()] for case, each in measured.items()}
     times = percentiles(np.concatenate([block.ms for block in found]))

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rws.benchmarks.common.interleave import timed_blocks
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.zoo.quantised import compare_int8, quantised
 from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer, TextScorer
@@ -30,8 +31,7 @@ from rws.edge.bundle.manifest import MODEL, SIGNATURES
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
-from rws.edge.onnx.graph import read_model, shallow_tensors
-from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
+from rws.edge.onnx.graph import read_model
 from rws.errors import InputError, UsageError
 from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ReferencePolicy
@@ -229,18 +229,15 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
     }
 
 
-def frame_times(bundle: Bundle, test: Images, repeats: int = 60) -> dict[str, float]:
+def frame_times(bundle: Bundle, test: Images) -> dict[str, float]:
     """Return the median milliseconds of the model, and of oracle and policy, one thread, one image."""
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
     x, view = (as_input(test.pixels[:1], spec)[0] for spec in (bundle.manifest.input, None))
-    times: dict[str, list[float]] = {"model_ms": [], "oracle_ms": []}
-    steps: tuple[Callable[[], object], ...] = (lambda: model.predict(x), lambda: policy.choose(oracle.observe(view)))
-    for _ in range(repeats):
-        for key, step in zip(times, steps, strict=True):
-            start = time.perf_counter()
-            step()
-            times[key].append(1000 * (time.perf_counter() - start))
-    return {key: float(np.median(values)) for key, values in times.items()}
+    steps: dict[str, Callable[[], object]] = {
+        "model_ms": lambda: model.predict(x),
+        "oracle_ms": lambda: policy.choose(oracle.observe(view)),
+    }
+    return {key: float(np.median(timed_blocks(step)().ms)) for key, step in steps.items()}
 
 
 def sizes(bundle: Bundle) -> dict[str, float]:
@@ -384,10 +381,8 @@ def run_curve(
     rows = []
     for count in layers:
         adoption = prepared.adoption(work / str(count), replace(prepared.recipe, layers=count))
-        exact = {name: adoption.signature(name) for name in corruptions}
-        deltas = {name: {tensor: found[tensor].numpy() for tensor in adoption.tensors} for name, found in exact.items()}
-        signatures = SignatureSet.from_deltas(deltas, clean_hash=shallow_sha256(adoption.clean))
-        patched = OnnxModel(onnx, signatures, shallow_tensors(proto, count), "cpu", options.threads)
+        signatures = adoption.signatures(corruptions)
+        patched = OnnxModel(onnx, signatures, adoption.tensors, "cpu", options.threads)
         scores: dict[str, list[float]] = {"std": [], "perfect": []}
         for name, severity in product(corruptions, TWO_SEVERITIES):
             pixels = corrupted(test.pixels, ((name, severity),), options.seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rws.edge.onnx.torch_operators import DTYPES, Ints, operator
+from rws.edge.onnx.torch_operators import Ints, operator
 
 _EPSILON = 1e-5
 # The weight gradient of a strided 1×1 convolution of fewer channels than a vector has lanes writes beyond its memory,
@@ -125,12 +125,6 @@ def _layer_norm(x: Tensor, scale: Tensor, b: Any = None, axis: int = -1, epsilon
     if scale.shape == shape and (b is None or b.shape == shape):
         return F.layer_norm(x, shape, scale, b, epsilon)
     return F.layer_norm(x, shape, eps=epsilon) * scale + (0 if b is None else b)
-
-
-@operator("RMSNormalization")
-def _rms_norm(x: Tensor, scale: Tensor, axis: int = -1, epsilon: float = _EPSILON) -> Tensor:
-    axes = tuple(range(axis % x.dim(), x.dim()))
-    return x * torch.rsqrt(x.square().mean(axes, True) + epsilon) * scale
 
 
 @operator("LRN")
@@ -255,33 +249,6 @@ def _weighted(
     )
 
 
-# Quantisation, recurrence, attention.
-
-
-def _along(values: Tensor, x: Tensor, axis: int, block_size: int) -> Tensor:
-    values = values.float() if not values.is_floating_point() else values
-    if block_size:
-        return values.repeat_interleave(block_size, axis)
-    return values.reshape([-1 if at == axis % x.dim() else 1 for at in range(x.dim())]) if values.dim() == 1 else values
-
-
-@operator("QuantizeLinear")
-def _quantize(
-    x: Tensor, scale: Tensor, zero: Any = None, axis: int = 1, block_size: int = 0, output_dtype: int = 0
-) -> Tensor:
-    """Round to whole numbers that stay floats; the gradient passes straight through the rounding."""
-    limits = torch.iinfo(zero.dtype if zero is not None else DTYPES[output_dtype or 2])
-    y = x / _along(scale, x, axis, block_size)
-    y = y + (y.round() - y).detach()
-    return (y if zero is None else y + _along(zero, x, axis, block_size)).clamp(limits.min, limits.max)
-
-
-@operator("DequantizeLinear")
-def _dequantize(x: Tensor, scale: Tensor, zero: Any = None, axis: int = 1, block_size: int = 0) -> Tensor:
-    y = x.to(scale.dtype) - (0 if zero is None else _along(zero, x, axis, block_size).to(scale.dtype))
-    return y * _along(scale, x, axis, block_size)
-
-
 def _gates(w: Tensor, order: Ints) -> Tensor:
     return torch.cat([w.chunk(len(order))[gate] for gate in order])
 
@@ -301,17 +268,3 @@ def _lstm(
     state = [zeros if h is None else h, zeros if c is None else c]
     y, *last = torch.lstm(x, state, flat, b is not None, 1, 0.0, False, len(w) == 2, False)
     return (torch.unflatten(y, 2, (len(w), -1)).transpose(1, 2), *last)[:outputs]
-
-
-@operator("Attention")
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, is_causal: int = 0, kv_num_heads: int = 0, q_num_heads: int = 0,
-    scale: Any = None
-) -> Tensor:  # fmt: skip
-    flat = q.dim() == 3
-    if flat:
-        heads = (q_num_heads, kv_num_heads, kv_num_heads)
-        q, k, v = (torch.unflatten(x, 2, (n, -1)).transpose(1, 2) for x, n in zip((q, k, v), heads, strict=True))
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    y = F.scaled_dot_product_attention(q, k, v, mask, 0.0, bool(is_causal), scale=scale)
-    return y.transpose(1, 2).flatten(2) if flat else y

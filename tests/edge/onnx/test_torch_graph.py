@@ -168,23 +168,6 @@ def test_every_output_is_given_in_its_type_also_a_constant_and_a_shape():
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_gradient_passes_straight_through_quantisation():
-    constants = {"scale": np.float32(0.02), "zero": np.uint8(3), "w": np.float32([[[[1.5]]]])}
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"]),
-        helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
-    ]
-    model = graph_of(nodes, {"x": X[:, :1]}, constants, ["y", "q"])
-    module, names = to_torch(model, ["w"])
-    y, q = module(torch.from_numpy(X[:, :1]))
-    wanted = onnx_runtime(model, X[:, :1])
-    np.testing.assert_allclose(y.detach().numpy(), wanted[0], atol=1e-6)
-    np.testing.assert_array_equal(q.detach().numpy(), wanted[1])
-    y.sum().backward()
-    assert module.get_parameter(names["w"]).grad.item() == pytest.approx(X[:, :1].sum(), rel=1e-4)
-
-
 def test_local_functions_are_put_in_place():
     body = [helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Neg", ["b"], ["c"])]
     opsets = [helper.make_opsetid("", 17)]
