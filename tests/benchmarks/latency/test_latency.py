@@ -30,6 +30,7 @@ from rws.edge.common.provenance import provenance
 from rws.edge.pipeline import STAGES
 from rws.edge.sources.open import open_source
 from rws.errors import InputError, RwsError
+from support import detectors
 from support.command_line import invoke
 from support.tiny import SIZE, network
 
@@ -181,6 +182,13 @@ def test_the_schedule_decides_the_mix_and_the_policy_still_runs(every, expected)
     answers = [scheduled.choose(belief) for belief in range(6)]
     assert answers == [{} if number is None else mixes[number % 3] for number in expected]
     assert asked == list(range(6))
+
+
+def test_a_detector_is_measured_in_the_frame_loop_too():
+    options = LatencyOptions(engines=("live",), rounds=1, repeats=1)
+    found = measure_latency([load_model(detectors.MODEL, layers=3)], options)
+    assert found["left_out"] == []
+    assert {row["strategy"] for row in found["stages"]} == {"live"}
 
 
 def test_the_video_is_of_real_size_and_moves(tmp_path):
