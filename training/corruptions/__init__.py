@@ -1,4 +1,6 @@
-"""The 19 corruptions of ImageNet-C, in batches, on CPU and CUDA, with the constants for 32, 64 and 224 pixels.
+"""The 19 corruptions of ImageNet-C and four of outdoor cameras, in batches, on CPU and CUDA.
+
+The 19 have the constants of the reference for 32, 64 and 224 pixels.
 
 Source: Hendrycks & Dietterich 2019; github hendrycks/robustness, `ImageNet-C/create_c/make_*_c.py`, commit 8190fe3,
 Apache-2.0. docs/benchmarks/corruptions.md says how closely each one matches.
@@ -8,14 +10,18 @@ import torch
 from torch import Tensor
 
 from rws.errors import InputError, check_known
-from rws.training.corruptions import blur, constants, digital
+from rws.training.corruptions import blur, camera, constants, digital
 from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from rws.training.corruptions.rng import Stream, seeds_for
 
-__all__ = ["CORRUPTIONS", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
+__all__ = ["CORRUPTIONS", "OF_CAMERAS", "STATIC", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
 
 CORRUPTIONS: tuple[str, ...] = constants.NAMES
 """The 19 names: ImageNet-C's 15 in its order, then speckle_noise, gaussian_blur, spatter, saturate."""
+OF_CAMERAS: tuple[str, ...] = tuple(camera.LEVELS)
+"""Four more, our own: low_light, infrared, rain, lens_dirt. No mean over the 19 counts them."""
+STATIC: frozenset[str] = frozenset({"lens_dirt"})
+"""What does not change from one frame of a stream to the next."""
 
 # Pixels worked on at once: on a CPU few enough to stay in its cache, elsewhere few enough to fit its memory.
 _CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
@@ -33,7 +39,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
     Raises InputError if the images, name, severities or seeds are not as above.
     """
-    check_known("corruption", [name], CORRUPTIONS)
+    check_known("corruption", [name], CORRUPTIONS + OF_CAMERAS)
     severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
     if len(images) == 0:
         return images.clone()

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from rws.errors import UsageError
-from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.corruptions import CORRUPTIONS, OF_CAMERAS, STATIC, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
+KNOWN = CORRUPTIONS + OF_CAMERAS
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 
@@ -26,7 +27,8 @@ def corrupter(spec: str, seed: int = 0) -> Corrupter:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         for place, (name, severity) in enumerate(layers):
             drawn = derive_seed(seed, "frames", name, severity, place)
-            pixels = corrupt(pixels, name, severity, seeds_for(drawn, torch.tensor([number])))
+            index = torch.tensor([0 if name in STATIC else number])
+            pixels = corrupt(pixels, name, severity, seeds_for(drawn, index))
         return np.ascontiguousarray(pixels[0].numpy().transpose(1, 2, 0))
 
     return apply
@@ -34,7 +36,7 @@ def corrupter(spec: str, seed: int = 0) -> Corrupter:
 
 def _parse(part: str) -> tuple[str, float]:
     found = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)", part)
-    if found is None or found[1] not in CORRUPTIONS or not 0 <= float(found[2]) <= 5:
-        known = ", ".join(CORRUPTIONS)
+    if found is None or found[1] not in KNOWN or not 0 <= float(found[2]) <= 5:
+        known = ", ".join(KNOWN)
         raise UsageError(f"--corrupt {part}: expected TYPE:SEVERITY, a severity of 0…5 and a type of {known}")
     return found[1], float(found[2])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rws.training.corruptions import blur, constants, digital, noise, weather
+from rws.training.corruptions import blur, camera, constants, digital, noise, weather
 from rws.training.corruptions.rng import Stream
 
 Rows = list[list[Any]]
@@ -82,6 +82,12 @@ REGISTRY: dict[str, Corruption] = {
         weather.spatter, lambda rows: [rows[0], *rows], lambda s, c, n: (s.normal(n, n),), whole=True
     ),
     "saturate": Corruption(digital.saturate, _from(1, 0), whole=True),
+    "low_light": Corruption(camera.low_light, _from(1, 0, 0, 0), lambda s, c, n: (s.normal(3, n, n), s.uniform(4))),
+    "infrared": Corruption(camera.infrared, _from(0, 0, 0, 0), lambda s, c, n: (s.normal(1, n, n), s.uniform(2))),
+    "rain": Corruption(
+        camera.rain, _from(0, 0.04, 0, 0), lambda s, c, n: (s.uniform(2, n, n), s.uniform(low=-0.5, high=0.5))
+    ),
+    "lens_dirt": Corruption(camera.lens_dirt, _from(0, 0.6, 0, 0), lambda s, c, n: camera.draw_lens(s)),
 }
 
 WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in REGISTRY.items() if corruption.whole)
@@ -89,7 +95,8 @@ WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in REGIST
 
 @lru_cache(maxsize=256)
 def _table(name: str, size: int) -> Tensor:
-    return torch.tensor(REGISTRY[name].table(constants.levels(name, size)), dtype=torch.float64)
+    rows = camera.LEVELS[name] if name in camera.LEVELS else constants.levels(name, size)
+    return torch.tensor(REGISTRY[name].table(rows), dtype=torch.float64)
 
 
 def constants_of(name: str, size: int, severity: Tensor) -> Tensor:

@@ -29,13 +29,19 @@ def test_each_frame_has_its_own_noise_and_the_same_frame_the_same():
     assert (apply(IMAGE, 1) != apply(IMAGE, 2)).any()
 
 
+def test_what_lies_on_the_lens_stays_where_it_is():
+    apply = corrupter("lens_dirt:5")
+    np.testing.assert_array_equal(apply(IMAGE, 1), apply(IMAGE, 2))
+    assert (apply(IMAGE, 1) != corrupter("lens_dirt:5", seed=1)(IMAGE, 1)).any()
+
+
 def test_layers_are_laid_over_one_another_and_severity_0_changes_nothing():
     both, fog = corrupter("fog:3+gaussian_noise:2")(IMAGE, 0), corrupter("fog:3")(IMAGE, 0)
     assert (both != fog).any()
     np.testing.assert_array_equal(corrupter("fog:0")(IMAGE, 0), IMAGE)
 
 
-@pytest.mark.parametrize("spec", ["fog", "fog:6", "rain:3", "fog:3+", "fog:-1", ""])
+@pytest.mark.parametrize("spec", ["fog", "fog:6", "hail:3", "fog:3+", "fog:-1", ""])
 def test_an_unknown_corruption_is_refused(spec):
     with pytest.raises(InputError, match="expected TYPE:SEVERITY"):
         corrupter(spec)
