@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "rws.benchmarks.cli.demo:demo",
     "drill": "rws.edge.cli.drill:drill",
     "extract": "rws.training.cli.extract:extract",
+    "health": "rws.edge.cli.oracle:health",
     "inspect": "rws.edge.cli.bundle:inspect",
     "oracle": "rws.edge.cli.oracle:oracle",
     "replay": "rws.benchmarks.cli.replay:replay",

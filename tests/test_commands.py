@@ -117,6 +117,9 @@ def measured(*more: Any) -> Callable[[Inputs], tuple[Any, ...]]:
 CASES: dict[str, Case] = {
     "run": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="images 2"),
     "oracle": Case(lambda x: (x.pictures(), "--bundle", x.tiny), prints="images 2, rejected 0"),
+    "health": Case(
+        lambda x: (x.pictures(), "--bundle", x.tiny, "--json", x.folder / "out.json"), prints="frames 2, rejected 0"
+    ),
     "inspect": Case(lambda x: (x.tiny,), prints="tiny"),
     "verify": Case(lambda x: (x.tiny,)),
     "drill": Case(lambda x: ("--bundle", x.tiny, "--only", "empty frame"), prints="dropped 0"),

@@ -13,6 +13,7 @@ ROOMS = ("rws", "edge", "oracle", "training", "benchmarks")
 LONG = {
     # Commands: each option is a parameter with its help, and the docstring shows examples.
     "edge/cli/run.py: run",
+    "edge/cli/oracle.py: health",
     "training/cli/adopt.py: adopt",
 }
 """Functions that may have more than 60 lines; at most ten."""

@@ -55,6 +55,8 @@ def written(tmp_path_factory):
     rws("run", pictures, *given, "--jsonl", out / "images.jsonl", "--csv", out / "images.csv")
     rws("run", clip, *given, "--jsonl", out / "clip.jsonl", "--corrupt", "fog:3")
     rws("oracle", pictures, *given)
+    rws("health", pictures, *given)
+    rws("health", clip, *given, "--min-severity", 0, "--lasting", 0)
     rws("inspect", bundle.path)
     rws("inspect")
     rws("bundle", "list")

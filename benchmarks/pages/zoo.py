@@ -10,6 +10,8 @@ from rws.benchmarks.pages.results import lookup, matching, read, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
+OTHERS = {"zoo_fastestdet": "mAP50", "zoo_ppocr_rec": "lines read right, %"}
+QUICK = ("zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite0_int8_quick")
 LABELS = {"std": "clean model", "trained": "trained oracle", "perfect": "perfect oracle"}
 
 Result = Mapping[str, Any]
@@ -81,6 +83,13 @@ def _entries() -> list[Result]:
     return [read(name) for name in ENTRIES]
 
 
+def _ratio(case: str) -> Callable[[Result], str]:
+    def cell(result: Result) -> str:
+        return "{:.3f} ({:.3f}–{:.3f})".format(*result["int8"]["ratios"][case]) if "int8" in result else ""
+
+    return cell
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "zoo summary": table(
         _entries,
@@ -91,6 +100,27 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("clean answers changed, % (95 %)", _changed),
         Column("a signature, % of the model", "sizes.signature_percent", ".2f"),
         Column("build, minutes", "build_minutes.all", ".0f"),
+    ),
+    "zoo others": table(
+        lambda: [{**read(name), "measure": measure} for name, measure in OTHERS.items()],
+        label("", _title),
+        label("measure", "measure"),
+        Column("clean", "clean.accuracy", ".1f"),
+        columns({f"severity 3, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),
+        Column("won back, trained / perfect oracle, %", _won_back),
+        Column("clean, trained oracle", "clean.accuracy_trained", ".1f"),
+        Column("a signature, KB", lambda result: result["sizes"]["signature_bytes"] / 1000, ".1f"),
+        Column("build, minutes", "build_minutes.all", ".0f"),
+    ),
+    "zoo int8": table(
+        lambda: map(read, QUICK),
+        label("", lambda result: "int8" if "int8" in result else "float32"),
+        Column("clean, as received", lambda r: r["int8"]["accuracy"] if "int8" in r else r["clean"]["accuracy"], ".1f"),
+        Column("clean, of the bundle", "clean.accuracy", ".1f"),
+        Column("corrupted, clean model", "summary.accuracy.std", ".1f"),
+        Column("corrupted, perfect oracle", "summary.accuracy.perfect", ".1f"),
+        Column("won back, perfect oracle, %", "summary.accuracy.won_back.perfect", ".1f"),
+        columns({"time, again": _ratio("again"), "clean weights": _ratio("live"), "new patch": _ratio("patched")}),
     ),
     "zoo": lambda: zoo_table(_entries()),
     "zoo corruptions": table(

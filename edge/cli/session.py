@@ -114,7 +114,7 @@ class RunSession:
         options, keys = self._options, trusted_keys(self._options.keys)
         source = self._open_source()
         self._source = stack.enter_context(source)
-        self._stop = stack.enter_context(_stop_on_signal(source))
+        self._stop = stack.enter_context(stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])
         self._live = source.live
         self._independent = not source.sequential if options.independent is None else options.independent
@@ -295,7 +295,7 @@ class TimeLeft(TimeRemainingColumn):
 
 
 @contextmanager
-def _stop_on_signal(source: Source) -> Iterator[threading.Event]:
+def stop_on_signal(source: Source) -> Iterator[threading.Event]:
     """Give an event that the first SIGINT or SIGTERM sets, which also ends the source; a second one interrupts."""
     stop = threading.Event()
 
