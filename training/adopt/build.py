@@ -28,7 +28,7 @@ from rws.training.adopt.model import ImportedModel
 from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.trainable import AnyBatch, layers_within, signature_bytes, stem, trainable
 from rws.training.adopt.tuning import Tuned, recalibrated
-from rws.training.corruptions import CORRUPTIONS, corrupt, corrupt_mixed, seeds_for
+from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.clean_images import CleanImages
 from rws.training.evaluation.evaluator import as_input, outputs_of
 from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
@@ -52,7 +52,7 @@ FIRST = ("gaussian_noise", "defocus_blur", "fog", "jpeg_compression")  # of them
 LARGEST = 2**29  # bytes of outputs that are kept
 FEWEST_AT_ONCE = 8  # images of a fixed batch whose mean and spread say something
 
-# Corruptions whose training may start at the signature of one before them; all may at that of `ALL`.
+# Corruptions whose training may start at the signature of one before them.
 BEGINS_FROM = {
     "shot_noise": "gaussian_noise",
     "impulse_noise": "gaussian_noise",
@@ -66,11 +66,9 @@ BEGINS_FROM = {
     "frost": "snow",
     "contrast": "fog",
 }
-ALL = "all"  # not a corruption: the start of all signatures, trained on images of which each has another corruption
 
 # Parts of the recipe that decide a signature, next to the number of its steps.
 TUNED_BY = (
-    "common",
     "batch_size",
     "learning_rate",
     "warmup",
@@ -82,7 +80,7 @@ TUNED_BY = (
     "recalibrate",
 )
 
-ADOPT_VERSION = 2  # raise it when the same model, images and recipe give other files
+ADOPT_VERSION = 3  # raise it when the same model, images and recipe give other files
 
 
 class HeldOutScores(TypedDict):
@@ -185,10 +183,9 @@ class AdoptionBuild:
 
     def _plan(self) -> None:
         recipe, held_out, plan = self.recipe, len(self.held_out), self._left.plan
-        for name in (ALL, *CORRUPTIONS) if recipe.common else CORRUPTIONS:
-            steps = recipe.common if name == ALL else recipe.steps
-            plan(f"signature-{name}", "frame", len(self._crops(steps)))
-            plan(f"signature-{name}", "step", steps)
+        for name in CORRUPTIONS:
+            plan(f"signature-{name}", "frame", len(self._crops(recipe.steps)))
+            plan(f"signature-{name}", "step", recipe.steps)
         clean, corrupted = count_answers(recipe.calibration, held_out, len(CORRUPTIONS))
         answers, sample = clean + len(CORRUPTIONS) * (corrupted + 2 * held_out), self.held_out[:25]
         model = self._deployed(None)
@@ -266,12 +263,7 @@ class AdoptionBuild:
         for draw, part in enumerate(torch.split(crops, count)):
             seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), len(part))
             severity = (low + (high - low) * ((seeds >> 16) % 65536).float() / 65535).clamp(max=5)
-            pixels = self.train[part[:, 0]]
-            if corruption == ALL:
-                types = torch.arange(draw, draw + len(part)) % len(CORRUPTIONS)
-                pixels = corrupt_mixed(pixels, types, severity, seeds)
-            else:
-                pixels = corrupt(pixels, corruption, severity, seeds)
+            pixels = corrupt(self.train[part[:, 0]], corruption, severity, seeds)
             parts.append(self._cropped(pixels, part))
         return torch.cat(parts)
 
@@ -283,7 +275,7 @@ class AdoptionBuild:
         self._deployed(None)
         crops = self._crops(self.recipe.steps)[:FEWEST]
         tuned, aim = Tuned(self._network, self._parameters, {}), self._clean_outputs(crops)
-        loss = self._loss(tuned(self._to_input(self._corrupted(ALL, crops))), aim)
+        loss = self._loss(tuned(self._to_input(self._corrupted(FIRST[0], crops))), aim)
         gradients: Sequence[Tensor | None] = [None]
         if loss.requires_grad:
             gradients = torch.autograd.grad(loss, list(tuned.parameters()), allow_unused=True)
@@ -294,8 +286,8 @@ class AdoptionBuild:
             raise InputError(f"model: {outputs} {found}; name others with --output, or another --task"[:400])
 
     def signature(self, corruption: str) -> Deltas:
-        """Return the float32 signature of one corruption, or of `ALL`; InputError if training left it at zero."""
-        steps = self.recipe.common if corruption == ALL else self.recipe.steps
+        """Return the float32 signature of one corruption; InputError if training left it at zero."""
+        steps = self.recipe.steps
         settings = {key: getattr(self.recipe, key) for key in TUNED_BY} | {"steps": steps}
         made_by = [settings, self._crop, self.target, asdict(self.model.task), list(self.tensors), corruption]
         entry = self._entry(f"signature-{corruption}.safetensors", DELTAS, *made_by)
@@ -306,7 +298,7 @@ class AdoptionBuild:
 
     def _tune(self, corruption: str, plan: Plan, checkpoint: Path | None) -> Deltas:
         recipe, report = self.recipe, self._report(f"signature-{corruption}")
-        before = "" if corruption == ALL else BEGINS_FROM.get(corruption, ALL if recipe.common else "")
+        before = BEGINS_FROM.get(corruption)
         begun = [self.signature(before)] if before else []
         crops = self._crops(plan.steps)
         pixels, aim = self._corrupted(corruption, crops), self._aim(crops)

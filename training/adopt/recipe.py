@@ -28,7 +28,6 @@ class AdoptRecipe:
             matches what its first deep layer sees (squared error), without running the deep layers; `auto` is `output`
             if the whole model can be trained through, else `shallow`.
         layers: number of leading convolutions to tune; 0: as many as take 0.6 % of the model's bytes.
-        common: steps of what all signatures may start from, trained on all corruptions at once; 0: there is none.
         recalibrate: images for the start that gives channels their clean mean and spread back, and for the choice among
             starts; 0: the start is the signature before, or none.
         soft, temperature: of a classifier, see `distil`.
@@ -42,10 +41,9 @@ class AdoptRecipe:
     seed: int = 0
     target: Target = "auto"
     layers: Annotated[int, Field(ge=0)] = 0
-    steps: Count = 450
-    common: Annotated[int, Field(ge=0)] = 1200
+    steps: Count = 600
     recalibrate: Annotated[int, Field(ge=0)] = 48
-    batch_size: BatchSize = 16
+    batch_size: BatchSize = 8
     learning_rate: Rate = 2e-3
     warmup: Warmup = 0.1
     soft: Annotated[float, Field(ge=0)] = 1.0
@@ -70,8 +68,7 @@ class AdoptRecipe:
         """Return the recipe of a first look: under ten minutes for a model of EfficientNet-Lite0's size."""
         return replace(
             self,
-            steps=max(1, self.steps // 9),
-            common=self.common // 9,
+            steps=max(1, self.steps // 7),
             recalibrate=min(self.recalibrate, 32),
             draws=2,
             calibration=self.calibration.quick(),

@@ -14,7 +14,7 @@ def recipe() -> AdoptRecipe:
     calibration = replace(
         AdoptRecipe().calibration, images=8, coarse_images=4, severities=(5,), alphas=(1.0,), neighbours=1
     )
-    return AdoptRecipe(layers=2, steps=3, common=0, batch_size=8, draws=1, oracle=oracle, calibration=calibration)
+    return AdoptRecipe(layers=2, steps=3, batch_size=8, draws=1, oracle=oracle, calibration=calibration)
 
 
 @pytest.fixture(scope="module")
