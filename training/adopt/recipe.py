@@ -41,7 +41,7 @@ class AdoptRecipe:
     seed: int = 0
     target: Target = "auto"
     layers: Annotated[int, Field(ge=0)] = 0
-    steps: Count = 600
+    steps: Count = 500
     recalibrate: Annotated[int, Field(ge=0)] = 48
     batch_size: BatchSize = 8
     learning_rate: Rate = 2e-3
