@@ -158,7 +158,7 @@ def measure(
 
     `scorer`: None: that of a classifier.
     """
-    scorer = scorer or ClassScorer()
+    scorer = scorer or ClassScorer(bundle)
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[Record] = []
@@ -310,7 +310,7 @@ def _classifier(zoo: ZooModel, images: str, recipe: AdoptRecipe, options: ZooOpt
     if options.int8:
         int8 = quantised(zoo.load(None), options.int8, zoo.options.preprocessing, of_build.pixels)
         model = adopt_model(int8, zoo.options)
-    return _Prepared(model, of_build.pixels, test, lambda _: ClassScorer(), recipe, classes, int8)
+    return _Prepared(model, of_build.pixels, test, ClassScorer, recipe, classes, int8)
 
 
 def _unlabelled(pixels: Tensor) -> Images:
@@ -388,7 +388,7 @@ def run_curve(
             pixels = corrupted(test.pixels, ((name, severity),), options.seed)
             for arm, mix in (("std", {}), ("perfect", {name: 1.0})):
                 patched.apply(mix)
-                scores[arm].append(percent_right(patched, pixels, test.labels))
+                scores[arm].append(percent_right(patched, pixels, test.labels, prepared.model.input))
         std, perfect = (float(np.mean(found)) for found in scores.values())
         size = sum(array.size for array in adoption.clean.values())
         share = 100 * signature_bytes(proto, count) / len(onnx)

@@ -1,5 +1,6 @@
 """What is right: classes by their labels, boxes by label files, text as it was written; what the clean model says."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,9 +12,10 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.base import PatchableModel
 from rws.edge.tasks.detect import Detections
 from rws.records import Mix
-from rws.training.evaluation.evaluator import by_mix, classify, outputs_of
+from rws.training.evaluation.evaluator import by_mix, outputs_of
 from rws.training.evaluation.frames import Frames
 from rws.training.tasks.average_precision import mean_average_precision
+from rws.training.tasks.base import Arrays
 from rws.training.tasks.detect import LEAST, DetectObjective
 
 
@@ -33,42 +35,55 @@ class Scorer(Protocol):
         """Return the number of frames whose answer differs."""
 
 
-class ClassScorer:
-    """Top classes, int64 (N,), and the labels of the frames."""
+class _Answers(ABC):
+    # A bundle's model answers to frames, each under its own mix; `_read` reads the outputs for some of them.
 
-    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> NDArray[np.int64]:
-        """Return the classes."""
-        return classify(model, frames.pixels, mixes)
+    def __init__(self, bundle: Bundle) -> None:
+        self._input = bundle.manifest.input
 
-    def accuracy(self, answers: NDArray[np.int64], frames: Frames) -> float:
+    @abstractmethod
+    def _read(self, outputs: Arrays) -> Sequence[Any]:
+        """Return an answer per image."""
+
+    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[Any]:
+        """Return an answer per frame."""
+        found = dict[int, Any]()
+        for key, members in by_mix(mixes).items():
+            model.apply(dict(key))
+            found |= zip(members, self._read(outputs_of(model, frames.pixels[members], self._input)), strict=True)
+        return [found[index] for index in range(len(mixes))]
+
+
+class ClassScorer(_Answers):
+    """Top classes and the labels of the frames; accuracy and agreement are shares of equal ones."""
+
+    def _read(self, outputs: Arrays) -> list[int]:
+        return [int(top) for top in outputs[0].argmax(1)]
+
+    def accuracy(self, answers: Sequence[int], frames: Frames) -> float:
         """Return the share that is right."""
-        return 100 * float((answers == frames.labels).mean())
+        return _equal(answers, frames.labels.tolist())
 
-    def agreement(self, answers: NDArray[np.int64], clean: NDArray[np.int64]) -> float:
+    def agreement(self, answers: Sequence[int], clean: Sequence[int]) -> float:
         """Return the share of equal classes."""
-        return 100 * float((answers == clean).mean())
+        return _equal(answers, clean)
 
-    def changed(self, answers: NDArray[np.int64], before: NDArray[np.int64]) -> int:
+    def changed(self, answers: Sequence[int], before: Sequence[int]) -> int:
         """Return how many classes differ."""
-        return int((answers != before).sum())
+        return _differing(answers, before)
 
 
-class BoxScorer:
+class BoxScorer(_Answers):
     """Boxes of a bundle's detector, and `truth`, those of the labels; accuracy and agreement are mAP50."""
 
     def __init__(self, bundle: Bundle, truth: Sequence[Detections]) -> None:
+        super().__init__(bundle)
         manifest = bundle.manifest
-        self._input, self._sure, self._truth = manifest.input, manifest.task.confidence, list(truth)
+        self._sure, self._truth = manifest.task.confidence, list(truth)
         self._objective = DetectObjective(manifest.task, manifest.classes, (self._input.height, self._input.width))
 
-    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[Detections]:
-        """Return the boxes of each frame down to a confidence of `LEAST`, in pixels of the model's input."""
-        found = dict[int, Detections]()
-        for key, members in by_mix(mixes).items():
-            model.apply(dict(key))
-            outputs = outputs_of(model, frames.pixels[members], self._input)
-            found |= zip(members, self._objective.boxes(outputs, LEAST), strict=True)
-        return [found[index] for index in range(len(mixes))]
+    def _read(self, outputs: Arrays) -> list[Detections]:
+        return self._objective.boxes(outputs, LEAST)
 
     def accuracy(self, answers: Sequence[Detections], frames: Frames) -> float:
         """Return mAP50 against the labels."""
@@ -85,20 +100,15 @@ class BoxScorer:
         return sum(not np.array_equal(_rounded(now), _rounded(then)) for now, then in sure)
 
 
-class TextScorer:
+class TextScorer(_Answers):
     """Lines of text, and `truth`, what is written; accuracy and agreement are shares of lines that are equal."""
 
     def __init__(self, bundle: Bundle, truth: Sequence[str], characters: Sequence[str]) -> None:
-        self._input, self._truth, self._characters = bundle.manifest.input, list(truth), characters
+        super().__init__(bundle)
+        self._truth, self._characters = list(truth), characters
 
-    def answers(self, model: PatchableModel, frames: Frames, mixes: Sequence[Mix]) -> list[str]:
-        """Return what is read in each frame."""
-        found = dict[int, str]()
-        for key, members in by_mix(mixes).items():
-            model.apply(dict(key))
-            (probabilities,) = outputs_of(model, frames.pixels[members], self._input)
-            found |= zip(members, read_lines(probabilities, self._characters), strict=True)
-        return [found[index] for index in range(len(mixes))]
+    def _read(self, outputs: Arrays) -> list[str]:
+        return read_lines(outputs[0], self._characters)
 
     def accuracy(self, answers: Sequence[str], frames: Frames) -> float:
         """Return the share of lines that are read right."""
@@ -110,11 +120,15 @@ class TextScorer:
 
     def changed(self, answers: Sequence[str], before: Sequence[str]) -> int:
         """Return how many lines are read differently."""
-        return sum(map(str.__ne__, answers, before))
+        return _differing(answers, before)
 
 
-def _equal(found: Sequence[str], aim: Sequence[str]) -> float:
-    return 100 * float(np.mean([one == other for one, other in zip(found, aim, strict=True)]))
+def _differing(found: Sequence[object], aim: Sequence[object]) -> int:
+    return sum(one != other for one, other in zip(found, aim, strict=True))
+
+
+def _equal(found: Sequence[object], aim: Sequence[object]) -> float:
+    return 100 * (1 - _differing(found, aim) / len(found))
 
 
 def _surest(found: Detections, least: float) -> Detections:

@@ -112,9 +112,9 @@ def outputs_of(model: PatchableModel, pixels: Tensor, spec: InputSpec | None = N
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
-def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor) -> float:
+def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, spec: InputSpec | None = None) -> float:
     """Return the accuracy of a classifier under its mix in effect, percent."""
-    return 100 * float((outputs_of(model, pixels)[0].argmax(1) == labels.cpu().numpy()).mean())
+    return 100 * float((outputs_of(model, pixels, spec)[0].argmax(1) == labels.cpu().numpy()).mean())
 
 
 class Evaluator:

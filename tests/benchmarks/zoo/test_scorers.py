@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rws.benchmarks.zoo.scorers import BoxScorer, TextScorer
+from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, TextScorer
 from rws.edge.preprocess import InputSpec
 from rws.edge.tasks.base import TaskSpec
 from rws.edge.tasks.detect import Detections
@@ -67,3 +67,25 @@ def test_lines_count_if_they_are_read_right():
     assert scorer.accuracy(clean, FRAMES) == scorer.accuracy(patched, FRAMES) == pytest.approx(200 / 3)
     assert scorer.agreement(patched, clean) == pytest.approx(100 / 3)
     assert scorer.changed(patched, clean) == 2
+
+
+class Bright:
+    """A classifier of values to 255: class 1 if the image is brighter than 100."""
+
+    def apply(self, mix: dict[str, float]) -> bool:
+        return True
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray]:
+        bright = x.mean((1, 2, 3)) > 100
+        return (np.stack([~bright, bright], 1).astype(np.float32),)
+
+
+def test_a_classifier_gets_the_range_that_it_takes():
+    manifest = SimpleNamespace(input=InputSpec(64, 64, "RGB", high=255))
+    pixels = torch.full((3, 3, 64, 64), 200, dtype=torch.uint8)
+    frames = SimpleNamespace(pixels=pixels, image=np.arange(3), labels=np.array([1, 1, 0]))
+    scorer = ClassScorer(SimpleNamespace(manifest=manifest))
+    answers = scorer.answers(Bright(), frames, [{}] * 3)
+    assert answers == [1, 1, 1]
+    assert scorer.accuracy(answers, frames) == pytest.approx(200 / 3)
+    assert (scorer.changed(answers, [1, 0, 1]), scorer.agreement(answers, answers)) == (1, 100)
