@@ -18,11 +18,11 @@ Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each case per 
 Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everything.")]
 
 
-def open_bundle(folder: Path | None) -> "Bundle":
-    """Load a classifier's bundle, the bundled default for None."""
+def open_bundle(folder: Path | None, any_range: bool = False) -> "Bundle":
+    """Load a classifier's bundle, the bundled default for None; see `Bundle.load_classifier`."""
     from rws.edge.bundle.bundle import Bundle
 
-    return Bundle.load_classifier(folder)
+    return Bundle.load_classifier(folder, any_range)
 
 
 def save(

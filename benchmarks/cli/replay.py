@@ -41,7 +41,7 @@ def replay(
         from rws.benchmarks.replay.replay import replay as run
         from rws.training.evaluation.evaluator import EvaluationOptions
     options = EvaluationOptions(limit=limit, seed=seed, threads=threads, progress=say)
-    result = run(open_bundle(bundle), data, severities, options)
+    result = run(open_bundle(bundle, any_range=True), data, severities, options)
     print_replay(result, result_console())
     save(report, "replay/1", result, data)
 

@@ -72,7 +72,7 @@ class Replayer:
 
     def __init__(self, bundle: Bundle, threads: int | None = None, model: PatchableModel | None = None) -> None:
         self.model = bundle.model(ModelOptions(threads=threads)) if model is None else model
-        self.oracle = bundle.oracle(threads=threads)
+        self._input, self.oracle = bundle.manifest.input, bundle.oracle(threads=threads)
         self.policy = bundle.policy(independent=True)
         self._filter = bundle.filter()
         self._perfect, self._best = ReferencePolicy(bundle.table, "perfect"), ReferencePolicy(bundle.table, "best")
@@ -94,7 +94,7 @@ class Replayer:
             "type": self.policy.mixes(self.partial(joint, test.corruption, "type")),
             "corrupted": self.policy.mixes(self.partial(joint, test.corruption, "corrupted")),
         }
-        evaluator = Evaluator(self.model, frames)
+        evaluator = Evaluator(self.model, frames, self._input)
         severity = joint[:, 1:].reshape(count, len(corruptions), -1).sum(1) @ np.array(levels, np.float32)
         ends = range(STREAM, count + 1, STREAM)
         return SetOutcome(

@@ -77,13 +77,18 @@ class Bundle:
         return bundle
 
     @classmethod
-    def load_classifier(cls, path: str | Path | None = None) -> "Bundle":
-        """Load a bundle as `load` does; BundleError unless it classifies the images that its oracle sees."""
+    def load_classifier(cls, path: str | Path | None = None, any_range: bool = False) -> "Bundle":
+        """Load a bundle as `load` does; BundleError unless it classifies the square images that its oracle sees.
+
+        With `any_range` its model may take them in another range, type, layout or order of the colours.
+        """
         bundle = cls.load(path)
         about = bundle.manifest
-        if about.task.name != "classify" or about.input != about.input.view:
+        same = about.input.height == about.input.width if any_range else about.input == about.input.view
+        if about.task.name != "classify" or not same:
             found = f"has the task {about.task.name} and takes {about.input}"
-            raise BundleError(f"{bundle.path}: {found}; this command needs a classifier of RGB images, float32, 0…1")
+            needed = "a classifier of square images" if any_range else "a classifier of RGB images, float32, 0…1"
+            raise BundleError(f"{bundle.path}: {found}; this command needs {needed}")
         return bundle
 
     def read(self, name: str) -> bytes:

@@ -90,11 +90,16 @@ def by_mix(mixes: Sequence[Mix]) -> Mapping[MixKey, list[int]]:
 
 
 def classify(
-    model: PatchableModel, pixels: Tensor, mixes: Sequence[Mix], frames: NDArray[np.int64] | None = None
+    model: PatchableModel,
+    pixels: Tensor,
+    mixes: Sequence[Mix],
+    frames: NDArray[np.int64] | None = None,
+    spec: InputSpec | None = None,
 ) -> NDArray[np.int64]:
     """Return the class of images, int64 (K,), each under its own mix; those of one mix go through the model together.
 
-    Pixels are uint8 (N, 3, H, W), RGB; `frames`, int64 (K,), say which image each mix is for, None: each once, K = N.
+    Pixels are uint8 (N, 3, H, W), RGB; `frames`, int64 (K,), say which image each mix is for, None: each once, K = N;
+    `spec` what the model takes of them, None: float32, 0…1.
     The mix of the last group stays in effect.
     """
     classes = np.empty(len(mixes), np.int64)
@@ -102,7 +107,7 @@ def classify(
         model.apply(dict(key))
         for part in torch.split(torch.tensor(members), BATCH):
             shown = part if frames is None else torch.from_numpy(frames)[part]
-            classes[part.numpy()] = model.predict(as_input(pixels[shown]))[0].argmax(1)
+            classes[part.numpy()] = model.predict(as_input(pixels[shown], spec))[0].argmax(1)
     return classes
 
 
@@ -120,8 +125,8 @@ def percent_right(model: PatchableModel, pixels: Tensor, labels: Tensor, spec: I
 class Evaluator:
     """Runs frames through a patchable model under given mixes; each frame runs once under each mix."""
 
-    def __init__(self, model: PatchableModel, frames: Frames) -> None:
-        self.model, self.frames = model, frames
+    def __init__(self, model: PatchableModel, frames: Frames, spec: InputSpec | None = None) -> None:
+        self.model, self.frames, self._spec = model, frames, spec
         self._known: dict[MixKey, dict[int, int]] = defaultdict(dict)
 
     def answers(self, mixes: Sequence[Mix]) -> NDArray[np.int64]:
@@ -142,7 +147,7 @@ class Evaluator:
         missing = [(key, frame) for key, frame in wanted if frame not in self._known[key]]
         if missing:
             shown = np.array([frame for _, frame in missing])
-            classes = classify(self.model, self.frames.pixels, [dict(key) for key, _ in missing], shown)
+            classes = classify(self.model, self.frames.pixels, [dict(key) for key, _ in missing], shown, self._spec)
             for (key, frame), answer in zip(missing, classes.tolist(), strict=True):
                 self._known[key][frame] = answer
         return np.array([self._known[key][frame] for key, frame in zip(keys, frames, strict=True)], np.int64)
@@ -155,5 +160,5 @@ def prepare(
     order = shuffled(images, None, options.seed)
     limit = options.validation_limit if purpose == "validation" else options.limit
     frames = make_frames(order.first(limit), cells, options.seed, order.first(options.clean_limit), purpose=purpose)
-    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames)
+    evaluator = Evaluator(bundle.model(ModelOptions(threads=options.threads)), frames, bundle.manifest.input)
     return evaluator, beliefs_of(bundle.oracle(options.threads), frames)

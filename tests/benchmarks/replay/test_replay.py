@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 
 from rws.benchmarks.replay.replay import ARMS, Replayer, indistinguishable_pairs, replay
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import FormatError, InputError
+from rws.edge.bundle.edit import BundleParts, write_bundle
+from rws.edge.bundle.manifest import MODEL, ORACLE
+from rws.edge.onnx.graph import read_model
+from rws.errors import BundleError, FormatError, InputError
+from rws.training.adopt.graph import Preprocessing, prepend
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import load_images
 from rws.training.evaluation.evaluator import EvaluationOptions
@@ -203,3 +208,32 @@ def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
     failed = invoke("replay", "--data", image_folder, "--severity", "6", check=False)
     assert failed.returncode == 2
     assert "--severity '6'" in failed.stderr
+
+
+def test_a_classifier_may_take_another_range(image_folder, tmp_path):
+    """The bundled model as one that takes values to 255 answers the same."""
+    bundle = Bundle.load()
+    model = read_model(bundle.read(MODEL))
+    prepend(model, Preprocessing(1 / 255), "NCHW")
+    about = bundle.manifest
+    parts = BundleParts(
+        name="bytes",
+        classes=about.classes,
+        input=replace(about.input, high=255),
+        model=model.SerializeToString(),
+        signatures=bundle.signatures,
+        oracle=bundle.read(ORACLE),
+        table=bundle.table,
+        policy=about.policy,
+        filter=about.filter,
+        provenance={},
+        measured={},
+    )
+    other = write_bundle(tmp_path / "bytes", parts)
+    options = EvaluationOptions(seed=3, limit=10)
+    with pytest.raises(BundleError, match="0…1"):
+        Bundle.load_classifier(other.path)
+    expected, found = (replay(each, str(image_folder), (5,), options) for each in (bundle, other))
+    assert found["ra"] == pytest.approx(expected["ra"], abs=1)
+    done = invoke("replay", "--bundle", other.path, "--data", image_folder, "--limit", 2, "--severity", 5)
+    assert "clean" in done.stdout
