@@ -3,7 +3,6 @@ import pytest
 
 from rws.edge.monitoring.health import MOST_BINS, PROBLEMS, Alert, Health, Timeline, problem_of
 from rws.oracle.belief import FAMILIES, Belief
-from rws.training.corruptions import CORRUPTIONS, OF_CAMERAS
 
 NAMES, LEVELS = ("fog", "defocus_blur", "hail"), (1.0, 3.0, 5.0)
 
@@ -25,8 +24,7 @@ def play(health: Health, *parts: tuple[int, Belief], start: float = 0.0) -> list
     return announced
 
 
-def test_every_corruption_that_we_make_has_a_word():
-    assert set(PROBLEMS) == {*CORRUPTIONS, *OF_CAMERAS}
+def test_a_corruption_has_a_word():
     assert set().union(*FAMILIES.values()) <= set(PROBLEMS)
     assert [problem_of(seen(name, 3.0)) for name in NAMES] == ["fog", "out of focus", "hail"]
     assert problem_of(seen()) == ""

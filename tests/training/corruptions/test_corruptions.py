@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rws.edge.monitoring.health import PROBLEMS
 from rws.errors import InputError, RwsError
 from rws.training.corruptions import (
     CORRUPTIONS,
@@ -65,6 +66,10 @@ def test_shape_dtype_and_a_visible_change(name, size):
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
     assert (out != images).float().mean() > 0.01
+
+
+def test_people_have_a_word_for_each():
+    assert set(PROBLEMS) == set(KNOWN)
 
 
 @pytest.mark.parametrize("name", KNOWN)
