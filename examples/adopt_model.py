@@ -44,7 +44,7 @@ def main() -> None:
     model = adopt_model(load_model(options.model))
     size = (model.input.height, model.input.width)
     images = load_clean_images(options.images, size) if options.images else demo_images()
-    recipe = replace(AdoptRecipe(steps=options.steps, common=2 * options.steps).quick(), steps=options.steps)
+    recipe = replace(AdoptRecipe(steps=options.steps).quick(), steps=options.steps)
     work = options.out.with_name(options.out.name + ".work")  # a build that was stopped continues from here
     build = AdoptionBuild(model, images, recipe, work, name="my model", progress=lambda record: print(record["job"]))
     build.bundle(options.out)

@@ -25,7 +25,6 @@ from support.tiny import CLASSES, bundle_parts, make_signatures, network
 ADOPT = """
 layers = 2
 steps = 2
-common = 2
 batch_size = 8
 draws = 1
 [oracle]

@@ -507,7 +507,7 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     assert frame.image.shape[1] > 2 * 320
     report = json.loads((tmp_path / "s.json").read_text())
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
-    refused = rws("run", video, "--corrupt", "rain:3")
+    refused = rws("run", video, "--corrupt", "hail:3")
     assert (refused.exit_code, "expected TYPE:SEVERITY" in refused.stderr) == (2, True)
 
 
