@@ -10,7 +10,7 @@ from rws.benchmarks.pages.results import lookup, matching, read, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
-OTHERS = {"zoo_fastestdet": "mAP50"}
+OTHERS = {"zoo_fastestdet": "mAP50", "zoo_ppocr_rec": "lines read right, %"}
 QUICK = ("zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite0_int8_quick")
 LABELS = {"std": "clean model", "trained": "trained oracle", "perfect": "perfect oracle"}
 
