@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rws.benchmarks.common.interleave import timed_blocks
 from rws.benchmarks.common.tables import Record
-from rws.benchmarks.zoo.quantised import compare_int8, quantised
+from rws.benchmarks.zoo.quantised import FORMS, compare_int8, quantised
 from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer, TextScorer
 from rws.benchmarks.zoo.text import characters_of, make_lines
 from rws.edge.bundle.bundle import Bundle
@@ -32,7 +32,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
-from rws.errors import InputError, UsageError
+from rws.errors import InputError, UsageError, check_known
 from rws.oracle.belief import CLEAN, per_type
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
@@ -276,6 +276,9 @@ def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared
     if zoo.kind == "classes":
         if (file, test) != (None, None):
             raise UsageError(f"--model {name}: a classifier takes neither --file nor --test")
+        if len(images) > 1:
+            raise UsageError(f"--model {name}: a classifier takes one folder of --images, found {len(images)}")
+        check_known("form of int8", filter(None, [options.int8]), FORMS)
         return _classifier(zoo, images[0], recipe, options)
     if options.names is None or file is None or test is None or options.int8:
         raise UsageError(f"--model {name} needs --file, --test and --names, and takes no --int8")

@@ -93,20 +93,25 @@ def health(
         rws health night.mp4 --plot night.png --json night.json
     """
     from contextlib import ExitStack
+    from importlib import import_module
 
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.bundle.keys import trusted_keys
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.session import stop_on_signal
+    from rws.edge.common.extras import require
     from rws.edge.common.provenance import write_json
-    from rws.edge.monitoring.watch import ANY, Watch, words, write_plot
+    from rws.edge.monitoring.watch import ANY, Watch, problems_meant, write_plot
     from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, open_source, quiet_opencv
     from rws.errors import SourceError
 
     quiet_opencv()
     loaded, lost = Bundle.load(bundle, trusted_keys(key)), None
-    asked = words(fail_if or (), loaded.manifest.corruptions)
+    asked = problems_meant(fail_if or (), loaded.manifest.corruptions)
+    if plot is not None:
+        with require("demo"):
+            import_module("matplotlib.figure")  # before long work
     network, view = loaded.oracle(threads=threads), loaded.manifest.input.view
     one_camera = "watch one camera or video at a time"
     with ExitStack() as stack:
@@ -117,7 +122,9 @@ def health(
         watch, warn = Watch(opened, loaded.filter(), min_severity, lasting, only_bad), SizeWarning(loaded.manifest)
         try:
             for frame in opened.frames():
-                if frame is not None:
+                if frame is None:
+                    watch.idle()
+                else:
                     watch.add(frame, lambda frame: network.observe(preprocess(warn(frame).image, view)[0]))
                 if watch.frames == limit or watch.seconds >= (seconds or float("inf")):
                     break

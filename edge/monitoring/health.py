@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.oracle.belief import Belief
+from rws.oracle.belief import CLEAN, Belief
 
 PROBLEMS: Mapping[str, str] = {
     "gaussian_noise": "noisy",
@@ -38,12 +38,17 @@ PROBLEMS: Mapping[str, str] = {
 MARGIN = 0.5  # of severity, below which a problem is over
 RECENT = 60.0  # seconds that a trend is read from, of which there must be a sixth
 MOST_BINS = 2000
+MOST_ALERTS = 1000  # that are kept, the newest ones
+
+
+def problem_named(corruption: str) -> str:
+    """Return the problem that a corruption is."""
+    return PROBLEMS.get(corruption, corruption.replace("_", " "))
 
 
 def problem_of(belief: Belief) -> str:
-    """Return what is wrong by the most probable type, in words; "" if it is `clean`."""
-    name = belief.type
-    return "" if name == belief.names[0] else PROBLEMS.get(name, name.replace("_", " "))
+    """Return what is wrong by the most probable type; "" if it is `clean`."""
+    return "" if belief.type == CLEAN else problem_named(belief.type)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Health:
     def __init__(self, least: float = 3.0, lasting: float = 10.0) -> None:
         self.least, self.lasting = least, lasting
         self.condition: Condition | None = None  # of the last frame
-        self.alerts: list[Alert] = []  # the last one may go on
+        self.alerts: deque[Alert] = deque(maxlen=MOST_ALERTS)  # the last one may go on
+        self.problems: set[str] = set()  # of all alerts so far
         self._recent: deque[tuple[float, float]] = deque(maxlen=MOST_BINS)
         self._begun: tuple[str, float] | None = None  # a problem that may become an alert
         self._better: float | None = None  # since when the alert's problem is absent
@@ -102,6 +108,7 @@ class Health:
         if at - self._begun[1] < self.lasting:
             return None
         self.alerts.append(Alert(problem, severity, self._begun[1]))
+        self.problems.add(problem)
         self._begun = self._better = None
         return self.alerts[-1]
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rws.edge.common.extras import require
-from rws.edge.monitoring.health import PROBLEMS, Alert, Health, Timeline, problem_of
+from rws.edge.monitoring.health import PROBLEMS, Alert, Health, Timeline, problem_named, problem_of
+from rws.edge.runtime import REVERT_AFTER
 from rws.edge.sources.base import Source
 from rws.errors import RwsError, check_known
 from rws.oracle.belief import Belief
@@ -20,10 +21,11 @@ STEADY = 0.3  # of severity in a minute: less is no trend
 SHOWN = 0.5  # of severity, that a type must reach to be drawn
 
 
-def words(names: Sequence[str], corruptions: Sequence[str]) -> set[str]:
+def problems_meant(names: Sequence[str], corruptions: Sequence[str]) -> set[str]:
     """Return the problems that names of problems, of corruptions, or `ANY` mean; UsageError if one is unknown."""
-    check_known("problem", names, [ANY, *dict.fromkeys(PROBLEMS.values()), *corruptions])
-    return {PROBLEMS.get(name, name) for name in names}
+    problems = dict.fromkeys((ANY, *PROBLEMS.values(), *map(problem_named, corruptions)))
+    check_known("problem", names, [*problems, *corruptions])
+    return {name if name in problems else problem_named(name) for name in names}
 
 
 class Watch:
@@ -34,7 +36,7 @@ class Watch:
         self.timeline, self._health = Timeline(), Health(least, lasting)
         self._source, self._least, self._only_bad = source, least, only_bad
         self._counts, self._images = Counter[str](), list[dict[str, object]]()
-        self._started, self._wall, self._first = time.monotonic(), time.time(), 0.0
+        self._started, self._wall, self._first, self._last = time.monotonic(), 0.0, 0.0, 0.0
 
     @property
     def frames(self) -> int:
@@ -50,7 +52,7 @@ class Watch:
     def problems(self) -> set[str]:
         """The problems of alerts and bad images."""
         bad = {str(row["problem"]) for row in self._images if row["bad"]}
-        return bad | {alert.problem for alert in self._health.alerts}
+        return bad | self._health.problems
 
     def add(self, frame: Frame, observe: Callable[[Frame], Belief]) -> None:
         """Observe a frame, and print what is to be said of it; if the oracle fails on it, that is all."""
@@ -61,9 +63,8 @@ class Watch:
             self._smooth.reset()
             say(f"{frame.name}: {error}")
             return
-        moment, problem = frame.captured_at if frame.media_time is None else frame.media_time, problem_of(belief)
-        self._first = moment if not self.frames else self._first
-        at = moment - self._first if self._source.sequential else float(self.frames)
+        problem = problem_of(belief)
+        at = self._time(frame) if self._source.sequential else float(self.frames)
         self._counts[problem] += 1
         self.timeline.add(belief, at)
         if self._source.sequential:
@@ -74,6 +75,20 @@ class Watch:
         self._images.append(row)
         if bad or not self._only_bad:
             show(f"{frame.name}  " + (f"{problem}, severity {severity:.1f} ({belief.type})" if problem else "good"))
+
+    def idle(self) -> None:
+        """Forget the past of a camera that is lost: it comes back to other weather."""
+        if self._source.state != "running" and self._source.idle_for >= REVERT_AFTER:
+            self._smooth.reset()
+
+    def _time(self, frame: Frame) -> float:
+        """Return the seconds since the first frame, which never go back; a camera's own clock may."""
+        own = self._source.live or frame.media_time is None
+        moment = frame.captured_at if own else frame.media_time or 0.0
+        if not self.frames:
+            self._first, self._wall = moment, time.time()
+        self._last = max(self._last, moment - self._first)
+        return self._last
 
     def _tell(self, alert: Alert | None) -> None:
         if alert is None:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from rws.benchmarks.pages.zoo import zoo_table
 from rws.benchmarks.zoo import run as zoo
 from rws.edge.bundle.bundle import Bundle
-from rws.errors import InputError
+from rws.errors import InputError, UsageError
 from rws.training.data.images import Images
 from support.command_line import invoke
 
@@ -102,6 +103,21 @@ def test_the_page_holds_the_numbers(result):
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="efficientnet_lite0"):
         zoo.run_entry("alexnet", "nowhere", tmp_path, None, zoo.ZooOptions())
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "options", "message"),
+    [
+        ("vgg16", ["a", "b"], {}, "one folder of --images"),
+        ("vgg16", ["a"], {"int8": "s9"}, "unknown form of int8 's9'; known: s8s8, u8s8"),
+        ("vgg16", ["a"], {"file": Path("x.onnx")}, "neither --file nor --test"),
+        ("fastestdet", ["a"], {}, "needs --file, --test and --names"),
+        ("ppocr_rec", ["a"], {"int8": "s8s8"}, "needs --file, --test and --names"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused(model, images, options, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        zoo.run_entry(model, images, tmp_path, None, zoo.ZooOptions(**options))
 
 
 @pytest.mark.parametrize("command", ["zoo", "zoo-curve"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rws.edge.monitoring.health import MOST_BINS, PROBLEMS, Alert, Health, Timeline, problem_of
+from rws.edge.monitoring.health import MOST_ALERTS, MOST_BINS, PROBLEMS, Alert, Health, Timeline, problem_of
 from rws.oracle.belief import FAMILIES, Belief
 
 NAMES, LEVELS = ("fog", "defocus_blur", "hail"), (1.0, 3.0, 5.0)
@@ -34,7 +34,7 @@ def test_a_problem_that_lasts_is_an_alert_until_it_is_over_as_long():
     health = Health(lasting=10)
     announced = play(health, (20, seen()), (15, seen("fog", 5.0)), (20, seen()))
     assert announced == [(30, Alert("fog", 5.0, 20)), (45, Alert("fog", 5.0, 20, 35))]
-    assert health.alerts == [Alert("fog", 5.0, 20, 35)]
+    assert list(health.alerts) == [Alert("fog", 5.0, 20, 35)]
     assert health.condition.problem == ""
     assert health.condition.since == 35
 
@@ -65,7 +65,7 @@ def test_another_problem_ends_an_alert_and_then_is_one():
 def test_the_worst_severity_is_kept():
     health = Health(lasting=2)
     play(health, (5, seen("fog", 3.0)), (5, seen("fog", 5.0)), (5, seen("fog", 3.0)))
-    assert health.alerts == [Alert("fog", 5.0, 0)]
+    assert list(health.alerts) == [Alert("fog", 5.0, 0)]
 
 
 def test_the_trend_is_a_change_in_a_minute():
@@ -88,3 +88,13 @@ def test_a_long_time_line_stays_small():
     assert severities.shape == (len(times), 1 + len(NAMES))
     np.testing.assert_allclose(severities[:, 1], 2.5)
     assert (np.diff(times) == timeline.width).all()
+
+
+def test_alerts_of_a_long_time_are_bounded_and_none_is_forgotten():
+    health = Health(lasting=0)
+    play(health, (1, seen("defocus_blur", 3.0)), (1, seen()))
+    for cycle in range(MOST_ALERTS):
+        play(health, (1, seen("fog", 3.0)), (1, seen()), start=2 + 2 * cycle)
+    assert len(health.alerts) == MOST_ALERTS
+    assert {alert.problem for alert in health.alerts} == {"fog"}
+    assert health.problems == {"fog", "out of focus"}
