@@ -36,7 +36,7 @@ def test_a_problem_is_meant_by_its_words_and_by_its_corruption():
 
 @pytest.mark.parametrize("live", [True, False])
 def test_time_never_goes_back(live, capsys):
-    """A camera that restarts begins its own clock anew; ours goes on."""
+    """A camera that restarts starts its own clock from 0; ours goes on."""
     watch = watching(camera(live=live))
     for second in range(8):
         watch.add(Frame(second, IMAGE, 100.0 + second, "camera", media_time=float(second % 4)), lambda frame: FOG)
