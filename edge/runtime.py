@@ -26,7 +26,6 @@ from rws.records import Clock, Frame, WallClock
 
 log = logging.getLogger(__name__)
 
-REVERT_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 Stream = Source | Iterable[Frame | None] | str | int | os.PathLike[str]
 
 
@@ -106,8 +105,7 @@ class Runtime(Closing):
             started = self.clock()
             for frame in source.frames() if isinstance(source, Source) else source:
                 if frame is None:
-                    lost = isinstance(source, Source) and source.state != "running" and source.idle_for >= REVERT_AFTER
-                    if lost and self._last is not None:
+                    if isinstance(source, Source) and source.gone and self._last is not None:
                         self.reset()
                     yield None
                     continue

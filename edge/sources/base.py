@@ -10,6 +10,7 @@ from rws.edge.common.closing import Closing
 from rws.records import Frame
 
 TICK = 0.25  # seconds after which `Source.frames` yields None while no frame comes
+GONE_AFTER = 2.0  # seconds: a camera that is lost for less is back before its weather has changed
 Sleep = Callable[[float], None]  # waits for that many seconds
 State = Literal["opening", "running", "reconnecting", "lost", "ended"]
 
@@ -50,6 +51,11 @@ class Source(Closing):
     def rejected(self) -> int:
         """Frames kept from the oracle so far."""
         return self.rejections.total()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the camera is lost for so long that what was seen of it says nothing any more."""
+        return self.state != "running" and self.idle_for >= GONE_AFTER
 
     @abstractmethod
     def frames(self) -> Iterator[Frame | None]:
