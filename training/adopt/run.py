@@ -14,6 +14,7 @@ from rws.training.adopt.outputs import Wanted
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.understand import find_preprocessing, understood
 from rws.training.build.recipe import check_recipe
+from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.names import read_names
 from rws.training.jobs.progress import Progress
@@ -90,7 +91,7 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
     held_out = len(images.pixels) - len(build.train)
     say(f"images: {len(build.train)} to train on, {held_out} held out")
-    say("trains 19 signatures, then the gain table and the oracle")
+    say(f"trains {len(KNOWN)} signatures, then the gain table and the oracle")
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")

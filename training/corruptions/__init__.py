@@ -14,12 +14,13 @@ from rws.training.corruptions import blur, camera, constants, digital
 from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from rws.training.corruptions.rng import Stream, seeds_for
 
-__all__ = ["CORRUPTIONS", "OF_CAMERAS", "STATIC", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
+__all__ = ["CORRUPTIONS", "KNOWN", "OF_CAMERAS", "STATIC", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
 
 CORRUPTIONS: tuple[str, ...] = constants.NAMES
 """The 19 names: ImageNet-C's 15 in its order, then speckle_noise, gaussian_blur, spatter, saturate."""
 OF_CAMERAS: tuple[str, ...] = tuple(camera.LEVELS)
 """Four more, our own: low_light, infrared, rain, lens_dirt. No mean over the 19 counts them."""
+KNOWN: tuple[str, ...] = CORRUPTIONS + OF_CAMERAS
 STATIC: frozenset[str] = frozenset({"lens_dirt"})
 """What does not change from one frame of a stream to the next."""
 
@@ -39,7 +40,7 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
     Raises InputError if the images, name, severities or seeds are not as above.
     """
-    check_known("corruption", [name], CORRUPTIONS + OF_CAMERAS)
+    check_known("corruption", [name], KNOWN)
     severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
     if len(images) == 0:
         return images.clone()
@@ -78,19 +79,19 @@ def corrupt_mixed(
     """Corrupt each image of a batch in its own way; the same result as `corrupt` sample by sample.
 
     Args:
-        types: int64, shape (N,), index into `CORRUPTIONS`, or −1 to leave an image clean.
+        types: int64, shape (N,), index into `KNOWN`, or −1 to leave an image clean.
         images, severities, seeds, as_saved: as in `corrupt`.
-    Raises InputError as `corrupt`, and if a type is not −1…18.
+    Raises InputError as `corrupt`, and if a type is not −1…22.
     """
     severities = _check(images, severities, seeds)
     types, seeds = types.to(images.device), seeds.to(images.device)
-    if types.shape != seeds.shape or (len(types) and not -1 <= int(types.min()) <= int(types.max()) < len(CORRUPTIONS)):
-        raise InputError(f"expected one type −1…{len(CORRUPTIONS) - 1} an image, found {types.tolist()[:8]}…")
+    if types.shape != seeds.shape or (len(types) and not -1 <= int(types.min()) <= int(types.max()) < len(KNOWN)):
+        raise InputError(f"expected one type −1…{len(KNOWN) - 1} an image, found {types.tolist()[:8]}…")
     out = images.clone()
     for index in torch.unique(types).tolist():
         if index >= 0:
             where = (types == index).nonzero()[:, 0]
-            out[where] = corrupt(images[where], CORRUPTIONS[index], severities[where], seeds[where], as_saved)
+            out[where] = corrupt(images[where], KNOWN[index], severities[where], seeds[where], as_saved)
     return out
 
 

@@ -156,10 +156,13 @@ def _with_drops(x: Tensor, soft: Tensor, drops: Tensor, share: Tensor, scale: Te
     nearest = x.new_full((len(x), size, size), 2.0)
     source = grid.clone()
     for drop in drops.unbind(1):
+        there = drop[:, 3, None, None] < share[:, 0]
+        if not there.any():
+            continue
         centre, radius = drop[:, None, None, :2] * 2.2 - 1.1, 0.03 + 0.12 * drop[:, 2, None, None] ** 3
         away = grid - centre
         far = away.square().sum(3).sqrt() / (radius * scale[:, 0])
-        closer = (far < nearest) & (drop[:, 3, None, None] < share[:, 0])
+        closer = (far < nearest) & there
         nearest = torch.where(closer, far, nearest)
         source = torch.where(closer[..., None], centre - 4 * away, source)
     seen = F.grid_sample(soft, source, padding_mode="reflection", align_corners=True)

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from rws.errors import UsageError
-from rws.training.corruptions import CORRUPTIONS, OF_CAMERAS, STATIC, corrupt, seeds_for
+from rws.training.corruptions import KNOWN, STATIC, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
-KNOWN = CORRUPTIONS + OF_CAMERAS
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
 

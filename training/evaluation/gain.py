@@ -54,11 +54,11 @@ Score = Callable[[PatchableModel, Tensor], float]  # percent; of the first image
 Action = tuple[int, float]  # index of the signature's corruption, and alpha; (−1, 0) is no patch
 
 
-def check_signed(names: Sequence[str]) -> None:
+def check_signed(names: Sequence[str], corruptions: Sequence[str] = CORRUPTIONS) -> None:
     """Raise an InputError if one of these signatures is for none of the corruptions, so cannot be calibrated."""
-    if strange := [name for name in names if name not in CORRUPTIONS]:
+    if strange := [name for name in names if name not in corruptions]:
         found = f"signature {strange[0]!r} is for no corruption that can be made here, so that it cannot be calibrated"
-        raise InputError(f"{found}; known: {', '.join(CORRUPTIONS)}")
+        raise InputError(f"{found}; known: {', '.join(corruptions)}")
 
 
 def measure_gain(
@@ -69,6 +69,7 @@ def measure_gain(
     levels: Sequence[float],
     score: Score,
     *,
+    corruptions: Sequence[str] = CORRUPTIONS,
     seed: int = 0,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> GainTable:
@@ -76,41 +77,41 @@ def measure_gain(
 
     Args:
         model: the clean model with its signatures, as the device runs it; left without a patch.
-        names: of its signatures; InputError if one is not a corruption. The table has all corruptions.
+        names: of its signatures; InputError if one is none of `corruptions`, of which the table has all.
         pixels: clean images, uint8 (N, 3, H, W), RGB.
         score: what a cell holds. A soft score, such as the right class's mean probability, tells more of a few dozen
             images than accuracy does.
         report: called after the clean images and each corruption with {corruption, answers, answers_left, …}.
     """
-    check_signed(names)
-    signed = sorted(CORRUPTIONS.index(name) for name in names)
+    check_signed(names, corruptions)
+    signed = sorted(corruptions.index(name) for name in names)
     actions: list[Action] = [(-1, 0.0)] + [(index, alpha) for index in signed for alpha in recipe.alphas]
     sample = pixels[: recipe.images]
 
     def accuracy(images: Tensor, action: Action) -> float:
-        model.apply({} if action[0] < 0 else {CORRUPTIONS[action[0]]: action[1]})
+        model.apply({} if action[0] < 0 else {corruptions[action[0]]: action[1]})
         return score(model, images)
 
     of_clean, of_corruption = count_answers(recipe, len(pixels), len(names))
     clean = np.array([accuracy(sample, action) for action in actions])
     if report is not None:
-        report({"corruption": "clean", "answers": of_clean, "answers_left": of_corruption * len(CORRUPTIONS)})
+        report({"corruption": "clean", "answers": of_clean, "answers_left": of_corruption * len(corruptions)})
     grid, states = np.array([0.0, *recipe.severities]), [clean]
-    for row, name in enumerate(CORRUPTIONS):
+    for row, name in enumerate(corruptions):
         drawn = derive_seed(seed, "calibration", name)
-        measured, nearest = _measure_corruption(row, pixels, recipe, drawn, (actions, clean), accuracy)
+        measured, nearest = _measure_corruption((row, name), pixels, recipe, drawn, (actions, clean), accuracy)
         curves = np.stack([clean, *measured]).T
         states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
-            left = {"answers": of_corruption, "answers_left": of_corruption * (len(CORRUPTIONS) - 1 - row)}
-            scores = {"std": unpatched, "best": best, "nearest": [CORRUPTIONS[n] for n in nearest]}
+            left = {"answers": of_corruption, "answers_left": of_corruption * (len(corruptions) - 1 - row)}
+            scores = {"std": unpatched, "best": best, "nearest": [corruptions[n] for n in nearest]}
             report({"corruption": name, **left, **scores})
     model.reset()
     signature, alpha = zip(*actions, strict=True)
     accuracies = np.stack(states).astype(np.float32)
     columns = (np.array(signature, np.int64), np.array(alpha, np.float32), accuracies)
-    return GainTable(CORRUPTIONS, tuple(map(float, levels)), *columns)
+    return GainTable(tuple(corruptions), tuple(map(float, levels)), *columns)
 
 
 def count_answers(recipe: CalibrationRecipe, images: int, signatures: int) -> tuple[int, int]:
@@ -122,20 +123,20 @@ def count_answers(recipe: CalibrationRecipe, images: int, signatures: int) -> tu
 
 
 def _measure_corruption(
-    row: int,
+    corruption: tuple[int, str],
     pixels: Tensor,
     recipe: CalibrationRecipe,
     drawn: int,
     clean: tuple[Sequence[Action], NDArray[np.float64]],
     accuracy: Callable[[Tensor, Action], float],
 ) -> tuple[list[NDArray[np.float64]], list[int]]:
-    actions, on_clean = clean
+    (row, name), (actions, on_clean) = corruption, clean
     signed = sorted({other for other, _ in actions} - {-1})
     sample = pixels[: recipe.images]
     seeds = seeds_for(drawn, len(sample)).to(sample.device)
 
     def corrupted(images: Tensor, severity: float) -> Tensor:
-        return corrupt(images, CORRUPTIONS[row], severity, seeds[: len(images)])
+        return corrupt(images, name, severity, seeds[: len(images)])
 
     strongest = corrupted(pixels[: recipe.coarse_images], recipe.severities[-1])
     scores = {other: accuracy(strongest, (other, 1.0)) for other in signed}
