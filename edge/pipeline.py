@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.edge.preprocess import InputSpec, preprocess
+from rws.edge.preprocess import InputSpec, View, preprocess
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification
@@ -162,6 +162,7 @@ class Pipeline:
     input: InputSpec  # of the model
     name: str = ""  # of the bundle
     alpha_limit: float = math.inf  # of the mixes that the policy may choose: no strength is larger
+    sees: View | None = None  # the oracle of a frame; None: what the model sees
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, options: ModelOptions | None = None, independent: bool = False) -> "Pipeline":
@@ -177,7 +178,7 @@ class Pipeline:
         policy, smoothing = bundle.policy(independent=independent), None if independent else bundle.filter()
         limit = float(np.abs(bundle.table.alpha).max()) + STEP  # a policy may round up
         bundle.release()
-        return cls(model, oracle, policy, smoothing, bundle.task(), manifest.input, manifest.name, limit)
+        return cls(model, oracle, policy, smoothing, bundle.task(), manifest.input, manifest.name, limit, manifest.view)
 
     def step(
         self,
@@ -201,7 +202,7 @@ class Pipeline:
             raise InputError(f"frame {frame.index}: was captured at {frame.captured_at}, expected seconds of the clock")
         marks = [clock()]
         x, placement = preprocess(frame.image, self.input)
-        view = x if self._oracle_sees_input or held is not None else preprocess(frame.image, self._view)[0]
+        view = x if self._oracle_sees_input or held is not None else self._view.take(frame.image)
         marks.append(clock())
         with _Stage("bad_belief") as stage:
             belief = self._observe(view, frame.media_time) if held is None else held.belief
@@ -249,7 +250,7 @@ class Pipeline:
     def warm_up(self) -> None:
         """Run all once, since the first run allocates; an `InputError` if the task cannot read the model's output."""
         with suppress(FrameError), _Stage("bad_belief"):  # what it says of a black image matters to nobody
-            self.oracle.observe(np.zeros(self._view.shape, np.float32))
+            self.oracle.observe(np.zeros(self._view.shape, self._view.dtype))
         outputs = self.model.predict(np.zeros(self.input.shape, self.input.dtype))
         self.task.check([output.shape for output in outputs])
 
@@ -261,14 +262,14 @@ class Pipeline:
             self.filter.reset()
 
     @cached_property
-    def _view(self) -> InputSpec:
-        return self.input.view
+    def _view(self) -> View:
+        return self.sees or self.input.view
 
     @cached_property
     def _oracle_sees_input(self) -> bool:
         return self.input == self._view
 
-    def _observe(self, x: NDArray[np.float32], media_time: float | None) -> Belief:
+    def _observe(self, x: NDArray[Any], media_time: float | None) -> Belief:
         if self.filter is None:
             self.policy.reset()
             return self.oracle.observe(x)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -60,6 +61,63 @@ class InputSpec:
     def view(self) -> "InputSpec":
         """What an oracle takes of the same size: float32, NCHW, RGB, 0…1, cropped."""
         return InputSpec(self.height, self.width, "RGB")
+
+    def take(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the input that a frame gives; see `preprocess`."""
+        return preprocess(image, self)[0]
+
+
+@schema(frozen=True, config=STRICT)
+class TileView:
+    """What an oracle of whole camera frames sees: the frame, shrunk to a tile, and `grid` x `grid` tiles cut out of it.
+
+    Tiles have the frame's own pixels: most corruptions show in the finest structure, which shrinking averages away. Of
+    frames whose shorter side is twice `nominal` or more, a tile's pixels are means of 2 x 2 of theirs, and so on: such
+    frames are soft at their own resolution without a fault.
+    """
+
+    tile: Annotated[int, Field(ge=16, le=256)] = 48
+    grid: Annotated[int, Field(ge=1, le=16)] = 3
+    nominal: Side = 480
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Tiles, channels, height and width; the first tile is the whole frame."""
+        return 1 + self.grid**2, 3, self.tile, self.tile
+
+    @property
+    def dtype(self) -> Literal["uint8"]:
+        """Of the tiles."""
+        return "uint8"
+
+    def take(self, image: NDArray[np.uint8], places: NDArray[np.floating[Any]] | None = None) -> NDArray[np.uint8]:
+        """Return the tiles of a frame, uint8 of `shape`, RGB; a frame smaller than a tile is enlarged.
+
+        Args:
+            image: uint8, shape (H, W, 3), RGB, any size; an `InputError` if it is something else.
+            places: down and across, 0…1, (grid, grid, 2): where the tiles lie in their cells; None: in the middle.
+        """
+        check_image(image)
+        side = self.tile
+        if (shortest := min(image.shape[:2])) < side:
+            height, width = (max(side, round(length * side / shortest)) for length in image.shape[:2])
+            image = _resize(image, height, width)
+        height, width = image.shape[:2]
+        # Of large frames only some rows and columns are read: the tile is so small that it makes no difference.
+        step = max(1, min(height, width) // (5 * side))
+        found = np.empty((self.shape[0], side, side, 3), np.uint8)
+        found[0] = _resize(np.ascontiguousarray(image[::step, ::step]), side, side)
+        scale = max(1, min(height, width) // self.nominal)
+        for number, (row, column) in enumerate(product(range(self.grid), repeat=2), 1):
+            down, across = (0.5, 0.5) if places is None else places[row, column]
+            top = _within((row + down) * height / self.grid, scale * side, height)
+            left = _within((column + across) * width / self.grid, scale * side, width)
+            cut = image[top : top + scale * side, left : left + scale * side]
+            found[number] = cut if scale == 1 else _resize(cut, side, side)
+        return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
+
+
+View = InputSpec | TileView  # what an oracle sees of a frame
 
 
 @dataclass(frozen=True)
@@ -155,6 +213,10 @@ def _fit(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], 
     fitted = np.full((spec.height, spec.width, 3), PADDING, np.uint8)
     fitted[top : top + rows, left : left + columns] = _resize(image, rows, columns)
     return fitted, Placement(*sizes, columns / width, rows / height, float(left), float(top))
+
+
+def _within(middle: float, length: int, side: int) -> int:
+    return min(max(int(middle - length / 2), 0), side - length)
 
 
 def cover(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +85,8 @@ class Belief:
 class CorruptionOracle(Protocol):
     """Names the corruption of a frame; `rws.oracle.classifier.Oracle` is one."""
 
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W), RGB, 0…1, not normalised."""
+    def observe(self, x: NDArray[Any]) -> Belief:
+        """Return the belief about one frame: what the oracle sees of it, as float32 (3, H, W), RGB, 0…1."""
 
 
 def certain(corruptions: Sequence[str], levels: Sequence[float], name: str, severity: float = 0.0) -> Belief:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -11,11 +12,19 @@ from rws.errors import FormatError, InputError, first_line
 from rws.oracle.belief import Belief, check_probabilities
 
 
-class Oracle:
-    """Names the corruption of a frame, from the model's own input; FormatError if the network does not load or fit.
+class View(Protocol):
+    """What an oracle sees of a frame."""
 
-    The network, a path or bytes, takes `image`, float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives `joint`,
-    float32 (N, 1 + C·S): calibrated probabilities of clean and of each corruption at each level (see `Belief`).
+    def take(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return the network's input for a frame, uint8 (H, W, 3), RGB, any size."""
+
+
+class Oracle:
+    """Names the corruption of a frame; FormatError if the network does not load or fit.
+
+    The network, a path or bytes, takes `image`, RGB: float32 (N, 3, H, W), 0…1, not normalised, or uint8 tiles
+    (N, T, 3, H, W), as `view` takes them of a frame. It gives `joint`, float32 (N, 1 + C·S): calibrated probabilities
+    of clean and of each corruption at each level (see `Belief`).
     """
 
     def __init__(
@@ -24,6 +33,7 @@ class Oracle:
         corruptions: Sequence[str],
         levels: Sequence[float],
         threads: int | None = None,
+        view: View | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -35,18 +45,19 @@ class Oracle:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises types that share no base but Exception
             raise FormatError(f"{where}: ONNX Runtime cannot load it ({first_line(error)})") from error
-        self.corruptions = tuple(corruptions)
+        self.corruptions, self.view = tuple(corruptions), view
         self.levels = tuple(float(level) for level in levels)
         self._states = states = 1 + len(self.corruptions) * len(self.levels)
         found = self._session.get_outputs()[0].shape[-1]
         if found != states:
             expected = f"{states} for {len(self.corruptions)} corruptions at {len(self.levels)} levels"
             raise FormatError(f"oracle gives {found} states, expected {expected}; rebuild the bundle")
-        self._input = self._session.get_inputs()[0].name
-        self.input_shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape[1:])
+        given = self._session.get_inputs()[0]
+        self._input, self._dtype = given.name, "uint8" if given.type == "tensor(uint8)" else "float32"
+        self.input_shape: tuple[int, ...] = tuple(given.shape[1:])
 
-    def observe_batch(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return joint probabilities (N, 1 + C·S) of a batch (N, 3, H, W).
+    def observe_batch(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Return joint probabilities (N, 1 + C·S) of a batch of the network's inputs.
 
         Raises InputError if the batch does not fit or what comes out is no probabilities, and FormatError if the
         network fails on it or gives another shape or dtype.
@@ -55,16 +66,16 @@ class Oracle:
         check_probabilities(joint)
         return joint
 
-    def observe(self, x: NDArray[np.float32]) -> Belief:
-        """Return the belief about one frame, float32 (3, H, W); raises as `observe_batch` does."""
+    def observe(self, x: NDArray[Any]) -> Belief:
+        """Return the belief about one frame; raises as `observe_batch` does."""
         return Belief(self.corruptions, self.levels, self._run(x[None])[0])
 
-    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        pairs = zip(x.shape[1:], self.input_shape, strict=False)
-        fits = x.ndim == 4 and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
-        if not fits or x.dtype != np.float32:
-            shape = x.shape[1:] if x.ndim == 4 else x.shape
-            raise InputError(f"oracle: got {x.dtype} {shape}, expected float32 {self.input_shape}")
+    def _run(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        pairs, whole = zip(x.shape[1:], self.input_shape, strict=False), x.ndim == 1 + len(self.input_shape)
+        fits = whole and all(found == expected or not isinstance(expected, int) for found, expected in pairs)
+        if not fits or x.dtype != self._dtype:
+            shape = x.shape[1:] if whole else x.shape
+            raise InputError(f"oracle: got {x.dtype} {shape}, expected {self._dtype} {self.input_shape}")
         try:
             joint = np.asarray(self._session.run(None, {self._input: x})[0])
         except Exception as error:  # as above

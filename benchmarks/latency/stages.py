@@ -18,7 +18,7 @@ from rws.benchmarks.demo.stream import load_stream
 from rws.benchmarks.latency.engines import Setting, deployed_model
 from rws.edge.live.base import PatchableModel
 from rws.edge.pipeline import STAGES, Pipeline
-from rws.edge.preprocess import InputSpec
+from rws.edge.preprocess import InputSpec, View
 from rws.edge.runtime import Runtime
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classify
@@ -102,7 +102,7 @@ def stage_cases(setting: Setting, source: str, rates: Sequence[int]) -> tuple[st
     model = deployed_model(setting)
     oracle, policy, smoothing = _oracle(setting)
     scheduled = ScheduledPolicy(policy, setting.mixes)
-    pipeline = Pipeline(model, oracle, scheduled, smoothing, *_task(setting, model))
+    pipeline = Pipeline(model, oracle, scheduled, smoothing, *_task(setting, model), sees=_view(setting))
     return model.strategy, {every: StageCase(Runtime(pipeline), scheduled, every, source) for every in rates}
 
 
@@ -148,6 +148,10 @@ def _oracle(setting: Setting) -> tuple[Oracle, Policy, BeliefFilter]:
         return bundle.oracle(threads=setting.threads), bundle.policy(), bundle.filter()
     oracle = Oracle(_untrained_oracle(setting.model.size), CORRUPTIONS, LEVELS, threads=setting.threads)
     return oracle, WeightedPolicy(_gain_table()), BeliefFilter(CORRUPTIONS, LEVELS)
+
+
+def _view(setting: Setting) -> View | None:
+    return None if setting.model.bundle is None else setting.model.bundle.manifest.view
 
 
 @cache

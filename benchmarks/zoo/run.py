@@ -230,12 +230,13 @@ def compare_backends(bundle: Bundle, test: Images, mix: Mix, count: int = 32) ->
 
 
 def frame_times(bundle: Bundle, test: Images) -> dict[str, float]:
-    """Return the median milliseconds of the model, and of oracle and policy, one thread, one image."""
+    """Return the median milliseconds of the model, and of oracle, its view and policy; one thread, one image."""
     model, oracle, policy = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.policy()
-    x, view = (as_input(test.pixels[:1], spec)[0] for spec in (bundle.manifest.input, None))
+    x, image = as_input(test.pixels[:1], bundle.manifest.input)[0], test.pixels[0].permute(1, 2, 0).contiguous().numpy()
+    view = bundle.manifest.view
     steps: dict[str, Callable[[], object]] = {
         "model_ms": lambda: model.predict(x),
-        "oracle_ms": lambda: policy.choose(oracle.observe(view)),
+        "oracle_ms": lambda: policy.choose(oracle.observe(view.take(image))),
     }
     return {key: float(np.median(timed_blocks(step)().ms)) for key, step in steps.items()}
 

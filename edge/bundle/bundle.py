@@ -16,7 +16,7 @@ from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.check import check_network
 from rws.edge.onnx.graph import clean_tensors, data_input, read_model, value_shape
-from rws.edge.preprocess import InputSpec
+from rws.edge.preprocess import View
 from rws.edge.signatures.quantization import largest_value
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import read_tensors
@@ -68,7 +68,7 @@ class Bundle:
         manifest = replace(manifest, outputs=manifest.outputs or (model.graph.output[0].name,))
         _check_strength(signatures, table, folder / SIGNATURES)
         states = 1 + len(manifest.corruptions) * len(manifest.severity_levels)
-        oracle = _check_network(contents[ORACLE], folder / ORACLE, manifest.input.view)
+        oracle = _check_network(contents[ORACLE], folder / ORACLE, manifest.view)
         _check_rows(oracle, (oracle.graph.output[0].name,), states, folder / ORACLE)
         signed = bool(files.maker_signature)
         bundle = cls(folder, manifest, signatures, table, signed, files.signed_by, contents, {MODEL: model})
@@ -120,7 +120,8 @@ class Bundle:
 
     def oracle(self, threads: int | None = None) -> Oracle:
         """Build the corruption classifier; raise FormatError if ONNX Runtime cannot run it."""
-        return Oracle(self.read(ORACLE), self.manifest.corruptions, self.manifest.severity_levels, threads=threads)
+        about = self.manifest
+        return Oracle(self.read(ORACLE), about.corruptions, about.severity_levels, threads, about.view)
 
     def policy(self, independent: bool = False) -> Policy:
         """Make the policy, without hysteresis if `independent`; raise BundleError for settings it does not take."""
@@ -170,7 +171,7 @@ def _check_strength(signatures: SignatureSet, table: GainTable, source: Path) ->
             raise SignatureError(f"{source}: {fault}; extract the signatures again")
 
 
-def _check_network(content: bytes, source: Path, takes: InputSpec) -> Any:
+def _check_network(content: bytes, source: Path, takes: View) -> Any:
     """Return a network that holds nothing harmful and takes images as `takes` says; else raise BundleError."""
     network = read_model(content, str(source))
     shape = (given := data_input(network, str(source))).shape
@@ -179,7 +180,11 @@ def _check_network(content: bytes, source: Path, takes: InputSpec) -> Any:
         raise BundleError(f"{source}: takes batches of {batch}, expected 1 to {_LARGEST_BATCH}; export it again")
     check_network(network, str(source), (batch, *takes.shape), len(content))
     pairs = zip(shape[1:], takes.shape, strict=False)
-    if len(shape) != 4 or given.dtype != takes.dtype or any(found not in (None, want) for found, want in pairs):
+    if (
+        len(shape) != 1 + len(takes.shape)
+        or given.dtype != takes.dtype
+        or any(found not in (None, want) for found, want in pairs)
+    ):
         expected = f"{takes.dtype} (N, {', '.join(map(str, takes.shape))})"
         raise BundleError(f"{source}: takes {given.dtype} {shape}, expected {expected}; export it again")
     return network

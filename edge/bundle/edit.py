@@ -24,7 +24,7 @@ from rws.edge.bundle.manifest import (
 )
 from rws.edge.common.files import atomic_path, locked, os_errors
 from rws.edge.onnx.graph import clean_tensors, read_model
-from rws.edge.preprocess import InputSpec
+from rws.edge.preprocess import InputSpec, TileView
 from rws.edge.signatures.signature_set import SignatureSet
 from rws.edge.signatures.tensor_file import write_tensors
 from rws.edge.tasks.base import TaskSpec
@@ -51,6 +51,7 @@ class BundleParts:
     measured: Mapping[str, Any] = field(default_factory=dict)
     task: TaskSpec = field(default_factory=lambda: TaskSpec("classify"))
     outputs: Sequence[str] = ()  # that the task reads, by name; default: all of the model's
+    tiles: TileView | None = None
 
 
 def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
@@ -69,6 +70,7 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
         "policy": dict(parts.policy),
         "provenance": dict(parts.provenance),
         "measured": dict(parts.measured),
+        "tiles": None if parts.tiles is None else asdict(parts.tiles),
     }
     contents = {
         MODEL: model.SerializeToString(),

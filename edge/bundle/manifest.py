@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from rws.edge.common.schema import STRICT, Count, Sha256, Text, checked_format, distinct, parse_json, required, validate
-from rws.edge.preprocess import InputSpec
+from rws.edge.preprocess import InputSpec, TileView, View
 from rws.edge.signatures.signature_set import SignatureNames, TensorSpecs
 from rws.edge.tasks.base import TaskSpec
 from rws.errors import BundleError
@@ -45,7 +45,8 @@ class Manifest:
 
     `outputs` are those that the task reads, by name; a file of version 1 names none: it means the first.
     `filter` and `policy` are settings of `BeliefFilter` and of `rws.oracle.policy.make_policy`; `provenance` has
-    recipe, seed, data, versions and command, `measured` accuracies in percent, and on what.
+    recipe, seed, data, versions and command, `measured` accuracies in percent, and on what. `tiles` are what the oracle
+    sees of a frame; None: what the model sees, as RGB.
     """
 
     name: Annotated[Text, Field(description="printable text")]
@@ -81,6 +82,12 @@ class Manifest:
             description=f"{{sha256, bytes}} for {', '.join(FILES)} and no other file, at most {list(LARGEST.values())}"
         ),
     ]
+    tiles: TileView | None = None
+
+    @property
+    def view(self) -> View:
+        """What the oracle sees of a frame: tiles, or what the model sees."""
+        return self.tiles or self.input.view
 
     @classmethod
     def parse(cls, data: bytes, source: str) -> "Manifest":
@@ -104,10 +111,14 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Return the bytes of `bundle.json`."""
         document = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.tiles is None:  # so earlier versions of this program read it
+            del document["tiles"]
         return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def size_warning(self, height: int, width: int) -> str:
         """Return what to know about frames of this size, pixels, in one line, or "" if there is nothing."""
+        if self.tiles is not None:
+            return ""
         # A frame that is shrunk to the model's input looks different from one that was taken at that size. Only
         # `rws adopt` sees images as the device does, and counts them in its provenance.
         data = self.provenance.get("data")

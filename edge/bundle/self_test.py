@@ -6,7 +6,6 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL, ORACLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.edge.preprocess import preprocess
 from rws.edge.tasks.base import check_finite
 from rws.errors import BundleError, InputError, RwsError
 from rws.oracle.belief import CorruptionOracle
@@ -16,7 +15,7 @@ def self_test(bundle: Bundle, model: PatchableModel | None = None, oracle: Corru
     """Run every network and signature of a bundle, leaving the model clean; returns a line per part, or RwsError."""
     spec, task = bundle.manifest.input, bundle.task()
     image = np.random.default_rng(0).integers(0, 256, (spec.height, spec.width, 3), np.uint8)
-    x, view = (preprocess(image, taken)[0] for taken in (spec, spec.view))
+    x, view = (taken.take(image) for taken in (spec, bundle.manifest.view))
     model, policy = model or bundle.model(ModelOptions(threads=1)), bundle.policy()
     oracle = oracle or bundle.oracle(threads=1)
     clean = model.predict(x)

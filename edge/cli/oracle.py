@@ -30,7 +30,6 @@ def oracle(
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.results import describe_belief
     from rws.edge.common.provenance import write_json
-    from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, quiet_opencv
     from rws.errors import RwsError
 
@@ -38,11 +37,11 @@ def oracle(
     source = open_images(images, "use `rws run` for anything else")
     loaded = Bundle.load(bundle, trusted_keys(key))
     network = loaded.oracle(threads=threads)
-    view = loaded.manifest.input.view
+    view = loaded.manifest.view
     rows: list[dict[str, object]] = []
     for frame in map(SizeWarning(loaded.manifest), source):
         try:
-            belief = network.observe(preprocess(frame.image, view)[0])
+            belief = network.observe(view.take(frame.image))
         except RwsError as error:
             raise RwsError(f"{frame.name}: {error}") from error
         certain, severity = round(float(belief.probability.max()), 4), round(belief.type_severity, 3)
@@ -102,7 +101,6 @@ def health(
     from rws.edge.common.extras import require
     from rws.edge.common.provenance import write_json
     from rws.edge.monitoring.watch import ANY, Watch, problems_meant, write_plot
-    from rws.edge.preprocess import preprocess
     from rws.edge.sources.open import open_images, open_source, quiet_opencv
     from rws.errors import SourceError
 
@@ -112,7 +110,7 @@ def health(
     if plot is not None:
         with require("demo"):
             import_module("matplotlib.figure")  # before long work
-    network, view = loaded.oracle(threads=threads), loaded.manifest.input.view
+    network, view = loaded.oracle(threads=threads), loaded.manifest.view
     one_camera = "watch one camera or video at a time"
     with ExitStack() as stack:
         several = len(source) > 1
@@ -125,7 +123,7 @@ def health(
                 if frame is None:
                     watch.idle()
                 else:
-                    watch.add(frame, lambda frame: network.observe(preprocess(warn(frame).image, view)[0]))
+                    watch.add(frame, lambda frame: network.observe(view.take(warn(frame).image)))
                 if watch.frames == limit or watch.seconds >= (seconds or float("inf")):
                     break
         except SourceError as error:

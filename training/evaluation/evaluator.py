@@ -63,7 +63,13 @@ def mix_key(mix: Mapping[str, float]) -> MixKey:
 
 def observe(oracle: Oracle, pixels: Tensor) -> NDArray[np.float32]:
     """Return the oracle's joint probabilities, float32 (N, 1 + C·S), of each image, uint8 (N, 3, H, W), on its own."""
-    return np.concatenate([oracle.observe_batch(as_input(part)) for part in torch.split(pixels, BATCH)])
+
+    def seen(part: Tensor) -> NDArray[Any]:
+        if oracle.view is None:
+            return as_input(part)
+        return np.stack([oracle.view.take(image) for image in part.cpu().permute(0, 2, 3, 1).contiguous().numpy()])
+
+    return np.concatenate([oracle.observe_batch(seen(part)) for part in torch.split(pixels, BATCH)])
 
 
 def beliefs_of(oracle: Oracle, frames: Frames) -> list[Belief]:
