@@ -200,6 +200,13 @@ CASES: dict[str, Case] = {
     "bench damage": Case(
         lambda x: ("--limit", 10, "--streams", 6, "--json", x.folder / "out.json"), prints="name MP4, B-frames"
     ),
+    "bench cameras": Case(
+        lambda x: (
+            *("--bundle", x.built, "--clear", x.pictures(), "--rain", x.pictures(), "--size", 8, "--cell", 1),
+            *("--json", x.folder / "out.json"),
+        ),
+        prints="of the model",
+    ),
     "bench methods": Case(
         lambda x: (
             *("--work", x.folder / "work", "--data", x.few_images(), "--recipe", x.recipe, "--limit", 4),

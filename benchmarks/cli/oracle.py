@@ -1,4 +1,4 @@
-"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines` and `figures`."""
+"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines`, `figures` and `cameras`."""
 
 from __future__ import annotations
 
@@ -175,6 +175,43 @@ def figures(
     draw_all(results, out, bundle=open_bundle(bundle), only=only or (), progress=say)
 
 
+def cameras(
+    clear: Annotated[list[str], typer.Option(help="A folder of clear photographs of one source; repeatable.")],
+    bundle: BundleOption = None,
+    noise: Annotated[str | None, typer.Option(help="Folder of pairs, …_real and …_mean, of sensor noise.")] = None,
+    dark: Annotated[
+        str | None, typer.Option(help="Folder of photographs in low light; bright ones are left out.")
+    ] = None,
+    rain: Annotated[list[str] | None, typer.Option(help="Folder of photographs in the rain; repeatable.")] = None,
+    clip: Annotated[list[str] | None, typer.Option(help="A clear video; repeatable.")] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(help="Side of the corrupted photographs; default: 224, 512.")
+    ] = None,
+    cell: Annotated[int, typer.Option(min=1, help="Photographs of each corruption, severity and size.")] = 12,
+    limit: Annotated[int, typer.Option(min=1, help="Clear photographs of each source.")] = 500,
+    seed: Seed = 0,
+    report: JsonOption = None,
+) -> None:
+    """Measure an oracle on photographs of cameras: clear ones, corrupted ones, and ones with real corruption.
+
+    \b
+    Example:
+        rws bench cameras --bundle detector --clear kodak/ --clear bsds/ --noise polyu/ --dark dicm/ --json cameras.json
+    """
+    with require("bench"):
+        import torch
+
+        from rws.benchmarks.oracle.cameras import CameraSets, measure_cameras
+        from rws.edge.bundle.bundle import Bundle
+    torch.set_num_threads(1)
+    sets = CameraSets(clear, noise, dark, rain or (), clip or (), size or (224, 512), cell, limit)
+    result = measure_cameras(Bundle.load(bundle), sets, seed, say)
+    for row in result["times"]:
+        ms = f"oracle {row['oracle_ms']:.2f} ms, model {row['model_ms']:.2f} ms, {row['of_model']:.1%} of the model"
+        show(f"{row['width']}x{row['height']}: {ms}, {row['of_frame']:.1%} with its preprocessing")
+    save(report, "cameras/1", result, seed=seed, threads=1)
+
+
 def _inputs(data: str, bundle: Path | None, cache: Path | None) -> tuple[Bundle, Splits]:
     from rws.training.evaluation.frames import load_splits
 
@@ -189,4 +226,5 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "filter": tune_filter,
     "baselines": baselines,
     "figures": figures,
+    "cameras": cameras,
 }

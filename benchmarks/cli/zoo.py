@@ -55,6 +55,7 @@ def zoo(
         str, typer.Option(help="Quantise a classifier before it is adopted: s8s8 or u8s8, activations and weights.")
     ] = "",
     recipe: RecipeFile = None,
+    own_oracle: Annotated[list[str] | None, typer.Option(help="As of `rws adopt`; repeatable.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Adopt as `rws adopt --quick` does.")] = False,
     limit: Limit = None,
     threads: Threads = 2,
@@ -74,7 +75,7 @@ def zoo(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test, int8)
+    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test, int8, own_oracle or ())
     result = run_entry(model, images, work, out, options)
     save(report, "zoo/1", result)
     shown = ("clean", "summary", "int8", "build_minutes", "sizes", "torch")

@@ -95,6 +95,17 @@ def _delay(row: Record) -> str:
     return f"{found['median']:g} / {found['mean']:.2f} / {found['p95']:g}" if found else ""
 
 
+def _between(key: str) -> Callable[[Record], str]:
+    return lambda row: f"{row[key]:.1f} ({row[f'{key}_interval'][0]:.1f}–{row[f'{key}_interval'][1]:.1f})"
+
+
+def _real() -> Iterator[Record]:
+    what = {"dark": "low light, named `low_light`", "rain": "rain, named `rain` or `lens_dirt`"}
+    for key, name in what.items():
+        row = lookup(f"cameras.{key}")
+        yield {"name": name, **row, "mostly": max(row["as"], key=row["as"].get)}
+
+
 def _ours() -> list[Record]:
     arms = ("std", "perfect", "frame", "trained")
     return [row for row in lookup("streams.rows") if row["batch"] == 1 and row["method"] in arms]
@@ -167,6 +178,33 @@ TABLES = {
         columns({"perfect oracle: best neighbour's": "borrowed", "perfect oracle: its own": "own"}, ".2f"),
         columns({"gain": "gain", "worst severity": "worst"}, "+.2f"),
         Column("neighbour", "neighbour"),
+    ),
+    "cameras clear": table(
+        "cameras.clear",
+        label("clear photographs", "source"),
+        Column("images", "images"),
+        columns({"called clean, %": _between("clean"), "called severe, %": _between("severe")}),
+    ),
+    "cameras types": table(
+        "cameras.types",
+        label("pixels", "size"),
+        columns({"type, %": "type", "at severity 5": "type_severity_5"}, ".1f"),
+        columns({"severities 3–5 called clean, %": "called_clean"}, ".1f"),
+        Column("error of the severity", "severity_error", ".2f"),
+    ),
+    "cameras real": table(
+        _real,
+        label("real corruption", "name"),
+        Column("images", "images"),
+        Column("named, %", _between("named")),
+        Column("clear ones named so, %", "false_alarms", ".1f"),
+        label("most often", "mostly"),
+    ),
+    "cameras time": table(
+        "cameras.times",
+        label("frame", lambda row: f"{row['width']} x {row['height']}"),
+        columns({"tiles, ms": "view_ms", "oracle with tiles, ms": "oracle_ms", "detector, ms": "model_ms"}, ".2f"),
+        columns({"of the detector": "of_model", "of the detector with preprocessing": "of_frame"}, ".1%"),
     ),
 }
 STREAM_TABLES = {

@@ -42,6 +42,7 @@ from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.outputs import Wanted
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
+from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.boxes import load_boxes
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.images import Images
@@ -62,6 +63,7 @@ from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
 from rws.training.models.foreign import load_model
+from rws.training.oracle.camera import Photographs
 from rws.training.tasks.registry import make_objective
 
 ARMS = ("std", "trained", "perfect")
@@ -79,6 +81,7 @@ class ZooOptions:
         limit: at most this many images in all.
         file, test: of a detector or a network that reads text: its `.onnx` file; a folder of images with label files,
             see `load_boxes`, or of photographs to write on.
+        own_oracle: folders of photographs, as in `rws adopt`.
         int8: a classifier is quantised before it is adopted, in one of `quantised.FORMS`; "": it is not.
     """
 
@@ -93,6 +96,7 @@ class ZooOptions:
     file: Path | None = None
     test: Path | None = None
     int8: str = ""
+    own_oracle: Sequence[str] = ()
 
 
 def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
@@ -156,13 +160,15 @@ def measure(
 ) -> Record:
     """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
 
+    `summary` is of the 19; `summary_cameras` of all that the oracle knows, if those are more.
+
     `scorer`: None: that of a classifier.
     """
     scorer = scorer or ClassScorer(bundle)
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[Record] = []
-    for made in corrupted_sets(test, severities, None, options.seed):
+    for made in corrupted_sets(test, severities, None, options.seed, oracle.corruptions):
         frames = made.frames
         joint = observe(oracle, frames.pixels)
         named = per_type(joint, len(oracle.corruptions)).argmax(1)
@@ -194,7 +200,11 @@ def measure(
         rows.append(row)
         reached = ", ".join(f"{arm} {value:.1f}" for arm, value in accuracy.items())
         options.progress(f"{made.corruption} {made.severity}: {reached}, named {row['named']:.0f}")
-    return {"clean": clean, "rows": rows, "summary": summarise(clean["accuracy"], rows)}
+    of_paper = [row for row in rows if row["corruption"] in CORRUPTIONS]
+    found: Record = {"clean": clean, "rows": rows, "summary": summarise(clean["accuracy"], of_paper)}
+    if len(of_paper) < len(rows):
+        found["summary_cameras"] = summarise(clean["accuracy"], rows)
+    return found
 
 
 def summarise(clean: float, rows: Sequence[Record]) -> Record:
@@ -263,9 +273,12 @@ class _Prepared:
     recipe: AdoptRecipe
     classes: list[str] | None = None
     int8: bytes = b""
+    own_oracle: Sequence[str] = ()
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
-        return AdoptionBuild(self.model, CleanImages(self.build), recipe, work, **{"classes": self.classes} | named)
+        photographs = Photographs.load(self.own_oracle) if self.own_oracle else None
+        images = CleanImages(self.build, photographs=photographs)
+        return AdoptionBuild(self.model, images, recipe, work, **{"classes": self.classes} | named)
 
 
 def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared:
@@ -331,7 +344,7 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
         work: folder of the build; a stopped build continues.
         out: the bundle; None: in `work`.
     """
-    prepared, started = _prepare(model, images, options), time.monotonic()
+    prepared, started = replace(_prepare(model, images, options), own_oracle=options.own_oracle), time.monotonic()
     named: dict[str, Any] = {} if options.titles is None else {"classes": read_names(options.titles)}
     recipe = prepared.recipe.quick() if options.quick else prepared.recipe
     named |= {"name": model, "progress": JobLines()}

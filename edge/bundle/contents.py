@@ -1,7 +1,7 @@
 """The files of a bundle as bytes: of them only the manifest is parsed, so that nothing in them can do harm yet."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ from rws.edge.common.files import OpenFolder, os_errors
 from rws.errors import BundleError
 
 DEFAULT_BUNDLE = Path(__file__).parent / "default"
+DETECTOR_BUNDLE = Path(__file__).parent / "detector"
+SHIPPED: Mapping[str, Path] = {"cifar10": DEFAULT_BUNDLE, "detector": DETECTOR_BUNDLE}
 LARGEST_MANIFEST = 16 * 2**20
 _MOST_EXCHANGES = 100  # of the folder, during one reading
 
@@ -31,10 +33,10 @@ class BundleFiles:
     def read(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "BundleFiles":
         """Read a bundle's files, by default the bundled one's; raise BundleError if one is missing or altered.
 
-        All are of one folder, also if another takes its place meanwhile. With keys, a manifest that none of them has
-        signed is a BundleError before it is parsed.
+        A shipped bundle can be given by its name, one of `SHIPPED`. All are of one folder, also if another takes its
+        place meanwhile. With keys, a manifest that none of them has signed is a BundleError before it is parsed.
         """
-        folder = DEFAULT_BUNDLE if path is None else Path(path)
+        folder = bundle_folder(path)
         if not folder.is_dir():
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
         for _ in range(_MOST_EXCHANGES):
@@ -63,6 +65,13 @@ class BundleFiles:
     def size(self) -> int:
         """The size of all files, bytes."""
         return len(self.document) + sum(map(len, self.contents.values()))
+
+
+def bundle_folder(path: str | Path | None = None) -> Path:
+    """Return the folder of a bundle: one that is there, or a shipped one by its name; None: the default."""
+    if path is None:
+        return DEFAULT_BUNDLE
+    return SHIPPED.get(str(path), Path(path)) if not Path(path).exists() else Path(path)
 
 
 def read_signed(folder: Path) -> tuple[bytes, bytes]:

@@ -278,10 +278,10 @@ def _passphrase(confirm: bool = False) -> bytes:
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.bundle.contents import DEFAULT_BUNDLE
+    from rws.edge.bundle.contents import SHIPPED
     from rws.edge.bundle.manifest import MANIFEST
 
-    for folder in (DEFAULT_BUNDLE, *folders):
+    for folder in (*SHIPPED.values(), *folders):
         inside = folder.iterdir() if folder.is_dir() else ()
         found = [folder] if (folder / MANIFEST).exists() else sorted(filter(_is_bundle, inside))
         if not found:

@@ -18,7 +18,9 @@ def output(path: Path | None) -> Path | None:
     return path and claim_stdout(check_target(path))
 
 
-BundleOption = Annotated[Path | None, optional("--bundle", help="Bundle folder; default: the bundled one.")]
+BundleOption = Annotated[
+    Path | None, optional("--bundle", help="Bundle folder, or cifar10 or detector, which ship; default: cifar10.")
+]
 KeyOption = Annotated[
     list[Path] | None,
     optional(

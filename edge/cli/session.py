@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rws import terminal
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import bundle_folder
 from rws.edge.bundle.keys import trusted_keys
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
@@ -122,7 +122,7 @@ class RunSession:
         self._single = self._images and source.length == 1
         if options.watch:
             # Before the bundle is loaded, so that no change goes unseen.
-            watch = BundleWatcher(options.bundle or DEFAULT_BUNDLE, self._tested_pipeline, keys=keys)
+            watch = BundleWatcher(bundle_folder(options.bundle), self._tested_pipeline, keys=keys)
             self._watch = stack.enter_context(watch)
         bundle = Bundle.load(options.bundle, keys)
         self._first = bundle.manifest

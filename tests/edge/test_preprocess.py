@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rws.edge.preprocess import InputSpec, preprocess, to_rgb
+from rws.edge.preprocess import InputSpec, TileView, preprocess, to_rgb
 from rws.errors import InputError
 
 SMALL = InputSpec(4, 4, "RGB")
@@ -196,3 +196,34 @@ def test_letterboxing_fills_with_grey_and_centres_as_detectors_are_trained():
 def test_an_input_spec_is_strict(change):
     with pytest.raises(ValueError, match="validation error"):
         InputSpec(**{"height": 8, "width": 8, "colour": "RGB", **change})
+
+
+def test_tiles_are_cut_out_of_the_frame_at_its_own_resolution():
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    found = TileView(48, 2).take(image)
+    assert found.shape == TileView(48, 2).shape == (5, 3, 48, 48)
+    assert found.dtype == np.uint8
+    for tile, (top, left) in zip(found[1:], ((51, 76), (51, 276), (201, 76), (201, 276)), strict=True):
+        np.testing.assert_array_equal(tile.transpose(1, 2, 0), image[top : top + 48, left : left + 48])
+    corners = TileView(48, 2).take(image, np.zeros((2, 2, 2)))
+    np.testing.assert_array_equal(corners[1].transpose(1, 2, 0), image[:48, :48])
+
+
+def test_tiles_of_a_large_frame_are_means_of_its_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (960, 1280, 3), np.uint8)
+    means = image.reshape(480, 2, 640, 2, 3).mean((1, 3))
+    tile = TileView(48, 1).take(image)[1].transpose(1, 2, 0)
+    np.testing.assert_allclose(tile, means[216:264, 296:344], atol=0.51)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (48, 48), (2000, 60)])
+def test_any_frame_has_tiles(size):
+    image = np.full((*size, 3), 77, np.uint8)
+    found = TileView(48, 2).take(image)
+    assert found.shape == (5, 3, 48, 48)
+    assert (found == 77).all()
+
+
+def test_tiles_need_an_image():
+    with pytest.raises(InputError, match="expected uint8"):
+        TileView().take(np.zeros((10, 10), np.uint8))

@@ -16,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import DETECTOR_BUNDLE
 from rws.edge.bundle.edit import BundleParts, check_bundle_folder, write_bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.edge.common.provenance import provenance
 from rws.edge.live.base import PatchableModel
 from rws.edge.live.onnx_model import OnnxModel
@@ -36,11 +39,11 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
 from rws.training.models.allocator import keep_freed_memory
-from rws.training.models.fit import channels_last, to_input
+from rws.training.models.fit import to_input
 from rws.training.models.loop import Plan, train
 from rws.training.oracle.calibration import OracleScores
+from rws.training.oracle.camera import CameraTraining
 from rws.training.oracle.sampling import LEVELS
-from rws.training.oracle.tiles import bundled_network, count_steps, fit_view_oracle, probe_step
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
 from rws.training.tasks.base import Tensors
@@ -133,7 +136,7 @@ class AdoptionBuild:
             order = torch.arange(len(pixels)).flip(0)
         kept = min(recipe.held_out_most, LARGEST // self._output_bytes)
         count = max(1, min(kept, round(recipe.held_out * len(pixels))))
-        self.train, self.held_out, self._more = pixels[order[count:]], pixels[order[:count]], images.more
+        self.train, self.held_out, self.photographs = pixels[order[count:]], pixels[order[:count]], images.photographs
         self._labels = None if images.labels is None else images.labels[order[:count]]
         self._proto = onnx.load_model_from_string(model.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
@@ -194,10 +197,9 @@ class AdoptionBuild:
         sample = self.held_out[:25]
         model = self._deployed(None)
         plan("gain", "answer", answers, partial(model.predict, as_input(sample, self.model.input)), len(sample))
-        plan("oracle", "frame", recipe.oracle.frames)
-        steps = count_steps(recipe.oracle, self.size)
-        probe = partial(probe_step, channels_last(bundled_network()), recipe.oracle, self.size)
-        plan("oracle", "oracle step", steps, probe)
+        if self.photographs is not None:
+            plan("oracle", "frame", recipe.oracle.frames)
+            plan("oracle", "oracle step", recipe.oracle.steps)
 
     @cached_property
     def _identity(self) -> list[Any]:
@@ -384,7 +386,7 @@ class AdoptionBuild:
             aim = [output[: len(pixels)] for output in self.reference]
             return 100 * float(self.objective.scores(outputs_of(model, pixels, self.model.input), aim).mean())
 
-        how = (model, signatures.names, self.held_out, recipe, LEVELS, score)
+        how = (model, signatures.names, self.held_out, recipe, score)
         table = measure_gain(*how, corruptions=KNOWN, seed=self.recipe.seed, report=report)
         scores = self._held_out_scores(model, table) if job == "gain" else None
         report({"done": True})
@@ -409,20 +411,20 @@ class AdoptionBuild:
         return HeldOutScores(clean=round(clean, 2), no_patch_severity_5=unpatched, perfect_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
-        """Return the oracle as ONNX bytes, and what was measured of it on held-out images."""
-        more = 0 if self._more is None else hashlib.sha256(self._more.numpy().tobytes()).hexdigest()
-        entry = self._entry("oracle.npz", SCORED, self.recipe.oracle, more)
-        found = entry.get(lambda: self._make_oracle(entry.checkpoint))
-        self._left.finish("oracle")
-        return found
-
-    def _make_oracle(self, checkpoint: Path | None) -> tuple[bytes, OracleScores]:
+        """Return the oracle as ONNX bytes, the shipped one or one of its own, and what was measured of it."""
+        recipe, seed, content = self.recipe.oracle, self.recipe.seed, b""
+        if self.photographs is None or self.recipe.oracle_start == "shipped":
+            shipped = Bundle.load(DETECTOR_BUNDLE)
+            content, scores = shipped.read(ORACLE), shipped.manifest.measured["oracle"]
+        if self.photographs is None:
+            return content, {**scores, "prior": shipped.manifest.filter["prior"]}  # type: ignore[typeddict-item]
+        entry = self._entry("oracle.npz", SCORED, recipe, self.photographs.digest, hashlib.sha256(content).hexdigest())
         report = self._report("oracle", kinds={"frames": "frame", "steps": "oracle step"})
-        images = self.train if self._more is None else torch.cat([self.train, self._more])
-        recipe, seed = self.recipe.oracle, self.recipe.seed
-        made = fit_view_oracle(images, self.held_out, recipe, seed=seed, checkpoint=checkpoint, report=report)
+        training = CameraTraining(self.photographs, recipe, self._store, report, seed, start=content)
+        found = entry.get(training.run)
+        self._left.finish("oracle")
         report({"done": True})
-        return made
+        return found
 
     def bundle(self, out: Path) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
@@ -455,6 +457,7 @@ class AdoptionBuild:
             table=table,
             policy=self.recipe.stream.policy_settings(),
             filter=self.recipe.stream.filter_settings(prior),
+            tiles=self.recipe.oracle.view,
             provenance=provenance(
                 recipe=asdict(self.recipe),
                 target=self.target,

@@ -13,7 +13,7 @@ from rws.errors import InputError
 from rws.training.build.recipe import StreamRecipe, read_recipe
 from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.models.loop import BatchSize, Count, Rate, Warmup
-from rws.training.oracle.tiles import ViewRecipe
+from rws.training.oracle.camera import CameraRecipe
 
 Target = Literal["auto", "output", "shallow"]
 _CALIBRATION = CalibrationRecipe(100, 25, (1, 3, 5), (0.5, 0.75, 1.0), neighbour_alphas=(1.0,))
@@ -34,6 +34,7 @@ class AdoptRecipe:
         draws: corrupted versions of each image that are made and kept, at most `most` in all.
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
+        oracle, oracle_start: of `--own-oracle`, which begins as the shipped one, or that of small images.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
         stream: few held-out images say little about rare clean frames, so clean gets more weight than they ask for.
     """
@@ -57,7 +58,8 @@ class AdoptRecipe:
     bits: Bits = 8
     per: Per = "channel"
     calibration: CalibrationRecipe = _CALIBRATION
-    oracle: ViewRecipe = ViewRecipe()
+    oracle: CameraRecipe = CameraRecipe(frames=4000, epochs=3)
+    oracle_start: Literal["shipped", "small"] = "shipped"
     stream: StreamRecipe = StreamRecipe(threshold=0.2, clean_weight=8.0)
 
     def __post_init__(self) -> None:

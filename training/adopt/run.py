@@ -19,6 +19,7 @@ from rws.training.data.clean_images import CleanImages, load_clean_images, load_
 from rws.training.data.names import read_names
 from rws.training.jobs.progress import Progress
 from rws.training.models.foreign import load_model
+from rws.training.oracle.camera import Photographs
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class AdoptOptions:
     fit: Fit | None
     out: Path
     work: Path
-    more_images: str | None
+    own_oracle: list[str]
     names: Path | None
     labels: bool
     size: tuple[int, int] | None
@@ -91,7 +92,8 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
     held_out = len(images.pixels) - len(build.train)
     say(f"images: {len(build.train)} to train on, {held_out} held out")
-    say(f"trains {len(KNOWN)} signatures, then the gain table and the oracle")
+    own = ", and an oracle of its own" if options.own_oracle else ""
+    say(f"trains {len(KNOWN)} signatures, then measures the gain table{own}")
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
@@ -114,9 +116,9 @@ def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanIma
         images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
         images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, **how)
-    if options.more_images is not None:
-        more = load_clean_images(options.more_images, size, limit=10 * options.limit, keep=options.work, **how)
-        images = replace(images, more=more.pixels)
+    if options.own_oracle:
+        photographs = Photographs.load(options.own_oracle, every=options.every, limit=10 * options.limit)
+        images = replace(images, photographs=photographs)
     return images, classes
 
 

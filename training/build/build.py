@@ -288,7 +288,7 @@ class Build:
 
         def make() -> Mapping[str, NDArray[Any]]:
             model, report = self._patchable(), self._report("gain", kinds={"answers": "answer"})
-            table = measure_gain(model, names, data.pixels, recipe, LEVELS, score, seed=seed, report=report)
+            table = measure_gain(model, names, data.pixels, recipe, score, seed=seed, report=report)
             report({"done": True})
             return table.to_arrays()
 

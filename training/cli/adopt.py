@@ -38,7 +38,13 @@ def adopt(
         "runs/adopt"
     ),
     threads: Annotated[int | None, Option(min=1, help="CPU threads; 1 is fastest on a busy machine.")] = None,
-    more_images: Annotated[str | None, Option(help="Other clean images, for the oracle only.")] = None,
+    own_oracle: Annotated[
+        list[str] | None,
+        Option(
+            help="Train the shipped oracle further on these clean images or videos, best of your camera; repeatable, "
+            "each a source of its own. Default: the shipped oracle as it is."
+        ),
+    ] = None,
     labels: Annotated[
         bool, Option("--labels", help="IMAGES is <class>/<image>; measure accuracy instead of agreement.")
     ] = False,
@@ -86,7 +92,7 @@ def adopt(
     every: Annotated[int, Option(min=1, help="Take every n-th frame of a video.")] = 10,
     limit: Annotated[int, Option(min=1, help="Take at most this many images.")] = 1000,
 ) -> None:
-    """Make a bundle for a vision model that exists: 19 signatures, an oracle and a policy, from clean images.
+    """Make a bundle for a vision model that exists: 23 signatures and a policy, from clean images.
 
     The model stays as it is. A hundred images are enough; they should show what the camera will see.
 
@@ -120,7 +126,7 @@ def adopt(
         fit=cast("Fit | None", said[3]),
         out=out,
         work=work,
-        more_images=more_images,
+        own_oracle=own_oracle or [],
         names=names,
         labels=labels,
         size=None if size is None else side_lengths(size),

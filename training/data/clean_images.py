@@ -15,11 +15,12 @@ from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.training.data.images import Images, load_array, load_images, save_array
+from rws.training.oracle.camera import Photographs
 
 
 @dataclass(frozen=True)
 class CleanImages:
-    """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `more` are others, for the oracle alone.
+    """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `photographs` for an oracle of their own.
 
     The last ones are held out of `sequential` ones, which follow one another in time, so that neighbours are alike.
     """
@@ -27,7 +28,7 @@ class CleanImages:
     pixels: Tensor
     sequential: bool = False
     labels: Tensor | None = None
-    more: Tensor | None = None
+    photographs: Photographs | None = None
 
 
 def load_clean_images(

@@ -21,6 +21,7 @@ from rws.oracle.policy import GainTable
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 from rws.training.models.loop import Count
+from rws.training.oracle.sampling import LEVELS
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,7 +67,6 @@ def measure_gain(
     names: Sequence[str],
     pixels: Tensor,
     recipe: CalibrationRecipe,
-    levels: Sequence[float],
     score: Score,
     *,
     corruptions: Sequence[str] = CORRUPTIONS,
@@ -101,7 +101,7 @@ def measure_gain(
         drawn = derive_seed(seed, "calibration", name)
         measured, nearest = _measure_corruption((row, name), pixels, recipe, drawn, (actions, clean), accuracy)
         curves = np.stack([clean, *measured]).T
-        states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in levels]
+        states += [np.array([np.interp(level, grid, curve) for curve in curves]) for level in LEVELS]
         if report is not None:
             unpatched, best = round(measured[-1][0], 2), round(float(measured[-1].max()), 2)
             left = {"answers": of_corruption, "answers_left": of_corruption * (len(corruptions) - 1 - row)}
@@ -111,7 +111,7 @@ def measure_gain(
     signature, alpha = zip(*actions, strict=True)
     accuracies = np.stack(states).astype(np.float32)
     columns = (np.array(signature, np.int64), np.array(alpha, np.float32), accuracies)
-    return GainTable(tuple(corruptions), tuple(map(float, levels)), *columns)
+    return GainTable(tuple(corruptions), LEVELS, *columns)
 
 
 def count_answers(recipe: CalibrationRecipe, images: int, signatures: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rws.errors import InputError
 
@@ -17,7 +17,7 @@ OPSET = 18
 
 def export_onnx(
     module: nn.Module,
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | Tensor,
     *,
     output_name: str = "logits",
     keep: Sequence[str] = (),
@@ -26,14 +26,17 @@ def export_onnx(
 ) -> bytes:
     """Export with a dynamic batch axis, or for a fixed `batch`; `image`, float32 (N, channels, height, width), in.
 
-    `module`: in eval mode, not moved; `size`: its side, or height and width, pixels; `keep`: parameters to be
-    initialisers of the graph under their own names.
+    `module`: in eval mode, not moved; `size`: its side, or height and width, pixels, or a batch of it; `keep`:
+    parameters to be initialisers of the graph under their own names.
     Raises InputError if one of `keep` did not survive the export.
     """
     # Weights that lie channels_last would give a graph that computes addresses (as_strided) where it should flatten.
     module = copy.deepcopy(module).to(device="cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch has no such stub
-    height, width = (size, size) if isinstance(size, int) else size
-    example = torch.zeros(batch or 2, channels, height, width)
+    if isinstance(size, Tensor):
+        example = size
+    else:
+        height, width = (size, size) if isinstance(size, int) else size
+        example = torch.zeros(batch or 2, channels, height, width)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -16,6 +16,7 @@ from rws.training.jobs.seeds import derive_seed
 from rws.training.models.export import export_onnx, stored_as_half
 from rws.training.oracle.network import OracleNetwork, oracle_logits
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, draw_types, joint_target
+from rws.training.oracle.tile_network import TileNetwork
 
 
 class OracleScores(TypedDict, total=False):
@@ -125,14 +126,11 @@ def weigh_clean(joint: Tensor, weight: float) -> Tensor:
 
 
 def export_oracle(
-    network: OracleNetwork,
-    calibration: Calibration,
-    size: int | tuple[int, int],
-    view: Callable[[Tensor], Tensor] | None = None,
+    network: OracleNetwork | TileNetwork, calibration: Calibration, size: int | tuple[int, int] | Tensor
 ) -> bytes:
     """Return ONNX bytes: `image`, float32 (N, 3, H, W), to `joint`, calibrated probabilities (N, 1 + C·S).
 
-    The calibration goes into a copy's last layer: a frame costs nothing more. `view`: what the network sees of them.
+    The calibration goes into a copy's last layer: a frame costs nothing more. `size`: as in `export_onnx`.
     """
 
     class Calibrated(nn.Module):
@@ -146,6 +144,6 @@ def export_oracle(
                 head.bias[0] += math.log(calibration.clean_weight)
 
         def forward(self, image: Tensor) -> Tensor:
-            return torch.softmax(self.network(image if view is None else view(image)), 1)
+            return torch.softmax(self.network(image), 1)
 
     return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, output_name="joint"))

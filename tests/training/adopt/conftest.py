@@ -5,12 +5,12 @@ import torch
 
 from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.data.clean_images import CleanImages
-from rws.training.oracle.tiles import ViewRecipe
+from rws.training.oracle.camera import CameraRecipe
 
 
 @pytest.fixture
 def recipe() -> AdoptRecipe:
-    oracle = ViewRecipe(frames=64, epochs=1, batch_size=32)
+    oracle = CameraRecipe(sizes=(64,), frames=100, looks=1, epochs=1, batch_size=32)
     calibration = replace(
         AdoptRecipe().calibration, images=8, coarse_images=4, severities=(5,), alphas=(1.0,), neighbours=1
     )

@@ -16,9 +16,10 @@ from rws.training.adopt.build import BEGINS_FROM, FIRST, AdoptionBuild
 from rws.training.adopt.graph import run_onnx
 from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.outputs import Wanted
-from rws.training.corruptions import CORRUPTIONS
+from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages
 from rws.training.models.loop import train
+from rws.training.oracle.camera import Photographs
 from support.classifiers import SIZE, images, tiny, with_operator_behind
 from support.command_line import CLASSES
 from support.quantised import quantised
@@ -114,12 +115,12 @@ def test_builds_with_different_recipes_share_a_work_folder(recipe, clean_images,
 
 
 def test_every_corruption_begins_from_one_that_is_made_before():
-    for name in CORRUPTIONS:
+    for name in KNOWN:
         chain = [name]
         while chain[-1] in BEGINS_FROM:
             chain.append(BEGINS_FROM[chain[-1]])
-            assert len(chain) <= len(CORRUPTIONS)
-            assert chain[-1] in CORRUPTIONS
+            assert len(chain) <= len(KNOWN)
+            assert chain[-1] in KNOWN
 
 
 @pytest.mark.parametrize(
@@ -185,10 +186,14 @@ def test_a_signature_that_was_stopped_goes_on_to_the_same_bits(recipe, clean_ima
 def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, clean_images, tmp_path):
     adopted, records = adopt_model(tiny().SerializeToString()), []
     work, out = tmp_path / "work", tmp_path / "bundle"
-    AdoptionBuild(adopted, clean_images, recipe, work).bundle(out)
+    large = [
+        image.permute(1, 2, 0).repeat_interleave(2, 0).repeat_interleave(2, 1).numpy() for image in clean_images.pixels
+    ]
+    with_photographs = replace(clean_images, photographs=Photographs({"camera": large}))
+    AdoptionBuild(adopted, with_photographs, recipe, work).bundle(out)
     for file in work.glob("oracle-*"):
         file.unlink()
-    AdoptionBuild(adopted, clean_images, recipe, work, progress=records.append).bundle(out)
+    AdoptionBuild(adopted, with_photographs, recipe, work, progress=records.append).bundle(out)
     assert {record["job"] for record in records} == {"oracle"}
     assert records[0]["minutes_left"] >= 0
     assert "minutes_left" not in records[-1]
@@ -246,7 +251,7 @@ def test_a_detector_of_wide_images_gets_a_bundle_and_before_it_one_of_the_first_
     assert early.signatures.names == FIRST
     assert early.manifest.measured["partial"].startswith("4 of 19")
     bundle = Bundle.load(out)
-    assert bundle.signatures.names == CORRUPTIONS
+    assert bundle.signatures.names == KNOWN
     assert "partial" not in bundle.manifest.measured
     assert (bundle.manifest.task.name, bundle.manifest.task.head) == ("detect", "fastestdet")
     assert (bundle.manifest.input.fit, bundle.manifest.classes) == ("stretch", ("cat", "dog", "owl"))

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.oracle.tiles import ViewRecipe
+from rws.training.oracle.camera import CameraRecipe
 
 
 def test_a_recipe_changes_what_it_names_and_keeps_the_other_defaults(tmp_path):
@@ -28,7 +28,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(settin
 
 def test_an_oracle_is_not_trained_on_a_single_frame_which_has_no_variance():
     with pytest.raises(ValidationError, match="frames"):
-        ViewRecipe(frames=1)
+        CameraRecipe(frames=1)
 
 
 @pytest.mark.parametrize(("neighbours", "alphas"), [((1.0,), (0.5, 1.0)), ((0.75,), (0.5, 0.75, 1.0))])

@@ -12,7 +12,7 @@ from rws.edge.bundle.options import ModelOptions
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError
 from rws.training.adopt.graph import run_onnx
-from rws.training.corruptions import CORRUPTIONS
+from rws.training.corruptions import KNOWN
 from support.classifiers import images, tiny
 from support.command_line import invoke, rws
 
@@ -23,7 +23,7 @@ def command_built(image_files, tmp_path_factory):
     onnx.save(tiny(), root / "mine.onnx")
     recipe = root / "adopt.toml"
     recipe.write_text(
-        "steps = 18\nlayers = 2\nbatch_size = 8\n[oracle]\nframes = 128\nbatch_size = 32\n"
+        "steps = 18\nlayers = 2\nbatch_size = 8\n"
         "[calibration]\nimages = 8\ncoarse_images = 4\nneighbours = 1\nneighbour_alphas = [1.0]\n"
     )
     arguments = ("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1)
@@ -37,10 +37,10 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     assert f"wrote {out}" in done.stdout
     assert "with no patch" in done.stdout
     jobs = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" left")]
-    assert set(jobs) == {*(f"signature-{name}" for name in CORRUPTIONS), "first-gain", "oracle"}
+    assert set(jobs) == {*(f"signature-{name}" for name in KNOWN), "first-gain"}
     assert "steps_left" not in done.stdout
     bundle = Bundle.load(out)
-    assert bundle.signatures.names == CORRUPTIONS
+    assert bundle.signatures.names == KNOWN
     assert bundle.manifest.measured["clean"] == 100  # agreement with itself
     original, x = read_model(root / "mine.onnx"), images()
     np.testing.assert_allclose(bundle.model(ModelOptions(threads=1)).predict(x)[0], run_onnx(original, x), atol=1e-4)

@@ -52,7 +52,7 @@ def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(
 
     def won(few: bool, soft: bool) -> np.ndarray:
         model = bundle.model(ModelOptions(threads=1))
-        table = measure_gain(model, names, data.pixels, small if few else recipe, LEVELS, scored if soft else accuracy)
+        table = measure_gain(model, names, data.pixels, small if few else recipe, scored if soft else accuracy)
         worst = [1 + table.corruptions.index(name) * len(LEVELS) + len(LEVELS) - 1 for name in names]
         return np.stack(
             [
