@@ -57,7 +57,7 @@ def test_held_out_photographs_are_of_each_source_and_not_trained_on():
 
 
 def test_a_source_without_large_photographs_is_refused(tmp_path):
-    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((32, 32, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "small.png"), photographs(height=32, width=40).by_source["one"][0])
     with pytest.raises(InputError, match="no photograph of 64 pixels"):
         Photographs.load([str(tmp_path)])
 
