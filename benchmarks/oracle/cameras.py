@@ -185,7 +185,7 @@ def _clip_row(bundle: Bundle, clip: str) -> Record:
 
 
 def _time_row(bundle: Bundle, height: int, width: int) -> Record:
-    """Return medians, ms: what the oracle adds to a frame, beside the model and its preprocessing, in turn."""
+    """Return medians, ms: what the oracle adds to a frame; it, the model and its preprocessing take turns."""
     model, oracle, spec = bundle.model(ModelOptions(threads=1)), bundle.oracle(threads=1), bundle.manifest.input
     view, image = bundle.manifest.view, np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     x = preprocess(image, spec)[0]

@@ -411,7 +411,7 @@ class AdoptionBuild:
         return HeldOutScores(clean=round(clean, 2), no_patch_severity_5=unpatched, perfect_severity_5=patched)
 
     def oracle(self) -> tuple[bytes, OracleScores]:
-        """Return the oracle as ONNX bytes, the shipped one or one of its own, and what was measured of it."""
+        """Return the oracle as ONNX bytes, the shipped one or one trained here, and what was measured of it."""
         recipe, seed, content = self.recipe.oracle, self.recipe.seed, b""
         if self.photographs is None or self.recipe.oracle_start == "shipped":
             shipped = Bundle.load(DETECTOR_BUNDLE)

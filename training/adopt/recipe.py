@@ -36,7 +36,8 @@ class AdoptRecipe:
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
         oracle, oracle_start: of `--own-oracle`, which begins as the shipped one, or that of small images.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
-        stream: few held-out images say little about rare clean frames, so clean gets more weight than they ask for.
+        stream: clean gets more weight than held-out images ask for, which say little about rare clean frames. The filter
+            keeps the oracle's own belief (a jump at each frame): frames of a real camera err alike, not by chance.
     """
 
     seed: int = 0
@@ -60,7 +61,7 @@ class AdoptRecipe:
     calibration: CalibrationRecipe = _CALIBRATION
     oracle: CameraRecipe = CameraRecipe(frames=4000, epochs=3)
     oracle_start: Literal["shipped", "small"] = "shipped"
-    stream: StreamRecipe = StreamRecipe(threshold=0.2, clean_weight=8.0)
+    stream: StreamRecipe = StreamRecipe(threshold=0.2, clean_weight=8.0, jump=(1.0,))
 
     def __post_init__(self) -> None:
         if self.severities[0] > self.severities[1]:

@@ -92,7 +92,7 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
     held_out = len(images.pixels) - len(build.train)
     say(f"images: {len(build.train)} to train on, {held_out} held out")
-    own = ", and an oracle of its own" if options.own_oracle else ""
+    own = ", and trains the oracle further" if options.own_oracle else ""
     say(f"trains {len(KNOWN)} signatures, then measures the gain table{own}")
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:

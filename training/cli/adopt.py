@@ -42,7 +42,7 @@ def adopt(
         list[str] | None,
         Option(
             help="Train the shipped oracle further on these clean images or videos, best of your camera; repeatable, "
-            "each a source of its own. Default: the shipped oracle as it is."
+            "each one is a source. Default: the shipped oracle as it is."
         ),
     ] = None,
     labels: Annotated[

@@ -20,7 +20,7 @@ from rws.training.oracle.camera import Photographs
 
 @dataclass(frozen=True)
 class CleanImages:
-    """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `photographs` for an oracle of their own.
+    """Clean images, uint8 (N, 3, H, W), RGB, labels int64 (N,), if known; `photographs` to train the oracle with.
 
     The last ones are held out of `sequential` ones, which follow one another in time, so that neighbours are alike.
     """

@@ -58,7 +58,7 @@ class CameraRecipe:
     Args:
         view: what it sees of a frame.
         sizes: sides of the square frames, cut out of photographs and shrunk; small ones of those that are no larger.
-        frames: that are made, each from a photograph drawn anew; `held_out` of the photographs are for calibration.
+        frames: that are made, each from a photograph drawn by chance; `held_out` of the photographs are for calibration.
         looks: views of each frame, with the tiles in other places.
         grained: part of the frames with noise that get the noise of real sensors instead, see `sensor_noise`.
         clean_recall: percent of the clean held-out views that are to be named so.
@@ -237,7 +237,7 @@ class CameraTraining:
         if self.workers == 1:
             yield from (make_views(photographs, self.recipe, seed, _PART, looks) for seed in seeds)
             return
-        # Fresh processes: one that was forked could wait for ever for the threads of torch.
+        # Fresh processes: one that was forked could wait without end for the threads of torch.
         begin = (get_context("spawn"), _begin, (photographs, self.recipe, looks))
         with ProcessPoolExecutor(self.workers, *begin) as pool:
             yield from pool.map(_make, seeds)

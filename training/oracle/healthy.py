@@ -1,4 +1,4 @@
-"""What cameras without a fault do to a picture: exposure, colour, sharpness, a little noise, a codec.
+"""What cameras without a fault do to an image: exposure, colour, sharpness, a little noise, a codec.
 
 Images are uint8 (H, W, 3), RGB, in and out. An oracle that never saw these calls them corruptions.
 """

@@ -195,7 +195,7 @@ def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, 
         file.unlink()
     AdoptionBuild(adopted, with_photographs, recipe, work, progress=records.append).bundle(out)
     assert {record["job"] for record in records} == {"oracle"}
-    assert records[0]["minutes_left"] >= 0
+    assert [record["minutes_left"] for record in records if "minutes_left" in record and "done" not in record]
     assert "minutes_left" not in records[-1]
 
 
@@ -249,7 +249,7 @@ def test_a_detector_of_wide_images_gets_a_bundle_and_before_it_one_of_the_first_
     )
     (early,) = first
     assert early.signatures.names == FIRST
-    assert early.manifest.measured["partial"].startswith("4 of 19")
+    assert early.manifest.measured["partial"].startswith("4 of 23")
     bundle = Bundle.load(out)
     assert bundle.signatures.names == KNOWN
     assert "partial" not in bundle.manifest.measured
