@@ -10,7 +10,11 @@ from rws.benchmarks.pages.results import lookup, matching, read, table
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
-OTHERS = {"zoo_fastestdet": "mAP50", "zoo_ppocr_rec": "lines read right, %"}
+OTHERS = {
+    "zoo_fastestdet": ("FastestDet", "mAP50"),
+    "zoo_detector": ("the bundle `detector`", "mAP50"),
+    "zoo_ppocr_rec": ("PP-OCRv4", "lines read right, %"),
+}
 QUICK = ("zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite0_int8_quick")
 LABELS = {"std": "clean model", "trained": "trained oracle", "perfect": "perfect oracle"}
 
@@ -102,8 +106,8 @@ TABLES: dict[str, Callable[[], str]] = {
         Column("build, minutes", "build_minutes.all", ".0f"),
     ),
     "zoo others": table(
-        lambda: [{**read(name), "measure": measure} for name, measure in OTHERS.items()],
-        label("", _title),
+        lambda: [{**read(name), "title": title, "measure": measure} for name, (title, measure) in OTHERS.items()],
+        label("", "title"),
         label("measure", "measure"),
         Column("clean", "clean.accuracy", ".1f"),
         columns({f"severity 3, {title}": f"summary.accuracy.{arm}" for arm, title in LABELS.items()}, ".1f"),

@@ -42,7 +42,7 @@ from rws.training.models.allocator import keep_freed_memory
 from rws.training.models.fit import to_input
 from rws.training.models.loop import Plan, train
 from rws.training.oracle.calibration import OracleScores
-from rws.training.oracle.camera import CameraTraining
+from rws.training.oracle.camera import CameraTraining, probe_step
 from rws.training.oracle.sampling import LEVELS
 from rws.training.signatures.deltas import DELTAS, Deltas
 from rws.training.signatures.tuned import match_shallow
@@ -199,7 +199,7 @@ class AdoptionBuild:
         plan("gain", "answer", answers, partial(model.predict, as_input(sample, self.model.input)), len(sample))
         if self.photographs is not None:
             plan("oracle", "frame", recipe.oracle.frames)
-            plan("oracle", "oracle step", recipe.oracle.steps)
+            plan("oracle", "oracle step", recipe.oracle.steps, partial(probe_step, recipe.oracle))
 
     @cached_property
     def _identity(self) -> list[Any]:

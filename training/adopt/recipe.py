@@ -34,9 +34,9 @@ class AdoptRecipe:
         draws: corrupted versions of each image that are made and kept, at most `most` in all.
         crop: part of the side of an image that is trained on; 1: whole images.
         severities: the range that the training images' severities are drawn from; what is above 5 counts as 5.
-        oracle, oracle_start: of `--own-oracle`, which begins as the shipped one, or that of small images.
+        oracle, oracle_start: of `--own-oracle`, which starts as the shipped one or as that of small images.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
-        stream: clean gets more weight than held-out images ask for, which say little about rare clean frames. The filter
+        stream: clean weighs more than held-out images ask for, which say little about rare clean frames. The filter
             keeps the oracle's own belief (a jump at each frame): frames of a real camera err alike, not by chance.
     """
 

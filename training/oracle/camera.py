@@ -58,7 +58,7 @@ class CameraRecipe:
     Args:
         view: what it sees of a frame.
         sizes: sides of the square frames, cut out of photographs and shrunk; small ones of those that are no larger.
-        frames: that are made, each from a photograph drawn by chance; `held_out` of the photographs are for calibration.
+        frames: that are made, each from some photograph; `held_out` of those are for calibration.
         looks: views of each frame, with the tiles in other places.
         grained: part of the frames with noise that get the noise of real sensors instead, see `sensor_noise`.
         clean_recall: percent of the clean held-out views that are to be named so.
@@ -289,6 +289,12 @@ class CameraTraining:
             clean_recall=percent(named[types < 0] < 0),
             corrupted_called_clean=percent(named[strong] < 0),
         )
+
+
+def probe_step(recipe: CameraRecipe) -> None:
+    """Take a step like those of a training, to time it."""
+    x = torch.zeros(recipe.batch_size, *recipe.view.shape, dtype=torch.uint8)
+    torch.autograd.backward([TileNetwork(STATES)(x).square().mean()])
 
 
 _given: tuple[Photographs, CameraRecipe, int]  # of a process that makes views

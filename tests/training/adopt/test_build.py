@@ -195,7 +195,7 @@ def test_a_gain_table_that_is_there_is_not_counted_as_work_that_is_left(recipe, 
         file.unlink()
     AdoptionBuild(adopted, with_photographs, recipe, work, progress=records.append).bundle(out)
     assert {record["job"] for record in records} == {"oracle"}
-    assert [record["minutes_left"] for record in records if "minutes_left" in record and "done" not in record]
+    assert records[0]["minutes_left"] >= 0
     assert "minutes_left" not in records[-1]
 
 
