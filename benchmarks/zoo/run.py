@@ -47,6 +47,7 @@ from rws.training.data.boxes import load_boxes
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.images import Images
 from rws.training.data.names import read_names
+from rws.training.data.photographs import Photographs
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
@@ -63,7 +64,6 @@ from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
 from rws.training.models.export import export_onnx
 from rws.training.models.foreign import load_model
-from rws.training.oracle.camera import Photographs
 from rws.training.tasks.registry import make_objective
 
 ARMS = ("std", "trained", "perfect")

@@ -17,9 +17,9 @@ from rws.training.build.recipe import check_recipe
 from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
 from rws.training.data.names import read_names
+from rws.training.data.photographs import Photographs
 from rws.training.jobs.progress import Progress
 from rws.training.models.foreign import load_model
-from rws.training.oracle.camera import Photographs
 
 
 @dataclass(frozen=True)

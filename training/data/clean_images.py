@@ -15,7 +15,7 @@ from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
 from rws.training.data.images import Images, load_array, load_images, save_array
-from rws.training.oracle.camera import Photographs
+from rws.training.data.photographs import Photographs
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +22,8 @@ from torch.nn import functional as F
 
 from rws.edge.common.schema import STRICT
 from rws.edge.preprocess import TileView
-from rws.edge.sources.open import open_source
-from rws.errors import InputError
 from rws.training.corruptions import KNOWN, corrupt
+from rws.training.data.photographs import Image, Photographs
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, STATE, Store
 from rws.training.models.loop import BatchSize, Count, Plan, Rate, Report, Share, Warmup, train
@@ -39,12 +36,11 @@ from rws.training.oracle.calibration import (
     percent,
     weigh_clean,
 )
-from rws.training.oracle.healthy import Image, healthy, sensor_noise, stored
+from rws.training.oracle.healthy import healthy, sensor_noise, stored
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, draw_types, joint_target, training_prior
 from rws.training.oracle.tile_network import TileNetwork, with_pooling
 
 STATES = 1 + len(KNOWN) * len(LEVELS)
-SMALLEST, LARGEST = 64, 1400  # pixels, of a photograph's shorter side
 CAMERA_VERSION = 1  # raise it when the same recipe and photographs give another network
 _PART = 100  # frames that are made at once
 _OF_VIEWS = ("view", "sizes", "held_out", "grained", "draws")
@@ -86,60 +82,6 @@ class CameraRecipe:
     def quick(self) -> "CameraRecipe":
         """Return the recipe of a first look."""
         return replace(self, frames=max(2 * _PART, self.frames // 8), epochs=2)
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Clean photographs by source, each uint8 (H, W, 3), RGB; a source weighs as the root of their number."""
-
-    by_source: Mapping[str, Sequence[Image]]
-
-    @classmethod
-    def load(cls, sources: Sequence[str], *, every: int = 1, limit: int = 10_000) -> "Photographs":
-        """Read folders, files or videos, each a source; a photograph's shorter side is shrunk to `LARGEST` pixels.
-
-        `every`: of a video, only every n-th frame; `limit`: of a source.
-        Raises InputError if a source holds none of 64 pixels or more, SourceError if it cannot be read.
-        """
-        found: dict[str, list[Image]] = {}
-        for name in sources:
-            with open_source(name, latest=False) as opened:
-                step = every if opened.sequential else 1
-                images = (frame.image for frame in islice(opened, 0, limit * step, step))
-                found[name] = [_at_most(image, LARGEST) for image in images if min(image.shape[:2]) >= SMALLEST]
-            if not found[name]:
-                raise InputError(f"{name}: holds no photograph of {SMALLEST} pixels or more")
-        return cls(found)
-
-    def split(self, share: float) -> tuple["Photographs", "Photographs"]:
-        """Return the photographs to train on, and those held out, of each source the same share, at least one."""
-        kept: dict[str, Sequence[Image]] = {}
-        held_out: dict[str, Sequence[Image]] = {}
-        for name, images in self.by_source.items():
-            order = np.random.default_rng(0).permutation(len(images))
-            count = max(1, round(share * len(images)))
-            held_out[name] = [images[place] for place in order[:count]]
-            kept[name] = [images[place] for place in order[count:]] or held_out[name]
-        return Photographs(kept), Photographs(held_out)
-
-    def draw(self, rng: np.random.Generator) -> Image:
-        """Draw a source, and one of its photographs."""
-        weights = np.sqrt([len(images) for images in self.by_source.values()])
-        images = list(self.by_source.values())[rng.choice(len(weights), p=weights / weights.sum())]
-        return images[int(rng.integers(len(images)))]
-
-    @cached_property
-    def digest(self) -> list[Any]:
-        """What tells these photographs from others, as plain data."""
-        sums = {name: [int(image.sum()) for image in images] for name, images in self.by_source.items()}
-        return [[len(each), sum(each)] for each in sums.values()]
-
-
-def _at_most(image: Image, largest: int) -> Image:
-    scale = largest / min(image.shape[:2])
-    if scale >= 1:
-        return image
-    return np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def frame_of(photograph: Image, size: int, rng: np.random.Generator) -> Image:

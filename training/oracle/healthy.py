@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from rws.training.data.photographs import Image
+
 Floats = NDArray[Any]
 FULL_SIGMA = 20.4  # grey levels: the noise of severity 1, about that of gaussian_noise
 

@@ -18,8 +18,8 @@ from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.outputs import Wanted
 from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages
+from rws.training.data.photographs import Photographs
 from rws.training.models.loop import train
-from rws.training.oracle.camera import Photographs
 from support.classifiers import SIZE, images, tiny, with_operator_behind
 from support.command_line import CLASSES
 from support.quantised import quantised

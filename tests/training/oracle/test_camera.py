@@ -12,8 +12,9 @@ from rws.edge.preprocess import TileView
 from rws.errors import InputError
 from rws.oracle.classifier import Oracle
 from rws.training.corruptions import KNOWN
+from rws.training.data.photographs import Photographs
 from rws.training.jobs.store import Store
-from rws.training.oracle.camera import STATES, CameraRecipe, CameraTraining, Photographs, frame_of, make_views
+from rws.training.oracle.camera import STATES, CameraRecipe, CameraTraining, frame_of, make_views
 from rws.training.oracle.healthy import FULL_SIGMA, healthy, sensor_noise, stored
 from rws.training.oracle.sampling import LEVELS, OracleRecipe
 from rws.training.oracle.tile_network import TileNetwork
