@@ -67,10 +67,11 @@ def measure_cameras(bundle: Bundle, sets: CameraSets, seed: int = 0, progress: P
     if sets.dark is not None:
         found["dark"] = _named_row(oracle, _dark(sets.dark), ("low_light",), everything)
     if sets.rain:
-        images = {f"{source}/{name}": image for source in sets.rain for name, image in _named(source)}
+        images = {f"{Path(source).name}/{name}": image for source in sets.rain for name, image in _named(source)}
         found["rain"] = _named_row(oracle, images, ("rain", "lens_dirt"), everything)
     progress(f"clear photographs: median probability of clean {np.median(clean):.3f}")
-    found["clips"] = [_clip_row(bundle, clip) for clip in sets.clips]
+    if sets.clips:
+        found["clips"] = [_clip_row(bundle, clip) for clip in sets.clips]
     found["times"] = [_time_row(bundle, height, width) for height, width in FRAMES]
     return found
 

@@ -63,6 +63,26 @@ def pairs():
     }
 
 
+def cameras():
+    clear = {"images": 24, "clean": 99.0, "clean_interval": [90.0, 99.9], "severe": 0.5, "severe_interval": [0.0, 2.0]}
+    types = {"type": 80.0, "type_severity_5": 90.0, "called_clean": 7.0, "severity_error": 0.625}
+    real = {
+        "images": 48,
+        "named": 50.0,
+        "named_interval": [40.0, 60.0],
+        "false_alarms": 1.0,
+        "as": {"rain": 24, "clean": 4},
+    }
+    ms = {"view_ms": 0.5, "oracle_ms": 2.5, "model_ms": 5.0, "of_model": 0.5, "of_frame": 0.25}
+    return {
+        "clear": [{"source": "kodak", **clear}],
+        "types": [{"size": 224, **types}],
+        "dark": real,
+        "rain": real,
+        "times": [{"width": 640, "height": 480, **ms}],
+    }
+
+
 def unseen():
     def row(name, neighbour):
         ways = {"std": [60.0, 50.0], "ours": [70.0, 62.0], "borrowed": [72.0, 64.0], "own": [80.0, 80.0]}
@@ -113,6 +133,7 @@ RESULTS = {
     "policies": policies(),
     "pairs": pairs(),
     "unseen": unseen(),
+    "cameras": cameras(),
     "streams": streams(),
     "baselines": baselines(),
 }
@@ -166,6 +187,12 @@ def test_the_oracles_time_is_next_to_each_models():
     assert rows[1] == ["**the oracle: network and belief**", "0.062", *["0.500 (0.375–0.625)"] * 2]
     assert rows[3][1] == ""
     assert evaluate("oracle_cost.bytes ,") == "123,456"
+
+
+def test_an_oracle_of_camera_frames_is_shown_with_its_intervals():
+    assert cells(TABLES["cameras clear"]()) == [["kodak", "24", "99.0 (90.0–99.9)", "0.5 (0.0–2.0)"]]
+    assert cells(TABLES["cameras real"]())[1][1:] == ["48", "50.0 (40.0–60.0)", "1.0", "rain"]
+    assert cells(TABLES["cameras time"]()) == [["640 x 480", "0.50", "2.50", "5.00", "50.0%", "25.0%"]]
 
 
 def test_where_no_two_are_the_same_picture(results):

@@ -15,7 +15,7 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 
 
 def camera(**changes) -> SimpleNamespace:
-    about = {"sequential": True, "live": True, "rejected": 0, "state": "running", "idle_for": 0.0}
+    about = {"sequential": True, "live": True, "rejected": 0, "gone": False}
     return SimpleNamespace(**about | changes)
 
 
@@ -52,7 +52,7 @@ def test_the_past_of_a_lost_camera_is_forgotten():
         watch.add(Frame(second, IMAGE, float(second), "camera"), lambda frame: FOG)
     watch.add(Frame(20, IMAGE, 20.0, "camera"), lambda frame: clear)
     assert watch.record()["now"]["problem"] == "fog"
-    source.state, source.idle_for = "reconnecting", 3.0
+    source.gone = True
     watch.idle()
     watch.add(Frame(21, IMAGE, 30.0, "camera"), lambda frame: clear)
     assert watch.record()["now"]["problem"] == ""

@@ -13,6 +13,7 @@ from rws.training.jobs.seeds import derive_seed
 
 PURPOSES = {
     "calibration",
+    "cameras",
     "continued training",
     "frames",
     "oracle calibration",
