@@ -1,8 +1,9 @@
-"""How an oracle of camera frames does on photographs of sources that its training did not see.
+"""Measure an oracle of camera frames on photographs of sources that its training did not see.
 
-Clear ones, the same ones corrupted, and ones with real corruption: sensor noise, little light, rain.
+They are clear ones, the same ones corrupted, and ones with real corruption: sensor noise, little light, rain.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -11,24 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rws.benchmarks.common.interleave import paired_ratio, timed_blocks
-from rws.benchmarks.zoo.run import interval
+from rws.benchmarks.common.shares import interval
+from rws.benchmarks.common.tables import Record
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.preprocess import cover, preprocess
 from rws.edge.runtime import Runtime
 from rws.edge.sources.open import open_source
 from rws.errors import FrameError, InputError
-from rws.oracle.belief import FAMILIES, Belief
+from rws.oracle.belief import CLEAN, FAMILIES, Belief
 from rws.oracle.classifier import Oracle
 from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
+from rws.training.data.photographs import Image
 from rws.training.evaluation.evaluator import Progress, silent
 from rws.training.jobs.seeds import derive_seed
 
-Record = dict[str, Any]
-Image = NDArray[np.uint8]
 SEVERE = 3.0
 DARK = 60  # of 255: the mean luminance below which a photograph of the low-light set is dark
 FRAMES = ((480, 640), (1080, 1920))  # height, width, of which the time is measured
@@ -52,41 +52,41 @@ class CameraSets:
 def measure_cameras(bundle: Bundle, sets: CameraSets, seed: int = 0, progress: Progress = silent) -> Record:
     """Measure all that `sets` has, percentages with 95 % intervals; InputError if a folder holds too little."""
     oracle = bundle.oracle(threads=1)
-    photographs = {source: _read(source, sets.limit) for source in sets.clear}
-    clear = [_clear_row(oracle, Path(source).name, images) for source, images in photographs.items()]
-    everything = [image for images in photographs.values() for image in images]
-    found: Record = {"clear": [*clear, _clear_row(oracle, "all", everything)]}
+    photographs = {source: list(_named(source, sets.limit).values()) for source in sets.clear}
+    beliefs = {Path(source).name: _beliefs(oracle, images) for source, images in photographs.items()}
+    of_all = [belief for each in beliefs.values() for belief in each]
+    found: Record = {"clear": [_clear_row(source, each) for source, each in {**beliefs, "all": of_all}.items()]}
     for row in found["clear"]:
         progress(f"{row['source']}: {row['images']} images, clean {row['clean']:.1f} %, severe {row['severe']:.1f} %")
-    found["types"] = [_types_row(oracle, everything, size, sets.cell, seed) for size in sets.sizes]
+    images = [image for each in photographs.values() for image in each]
+    found["types"] = [_types_row(oracle, images, size, sets.cell, seed) for size in sets.sizes]
     for row in found["types"]:
         progress(f"{row['size']} px: type {row['type']:.1f} %, at severity 5 {row['type_severity_5']:.1f} %")
-    clean = [float(belief.probability[0]) for belief in _beliefs(oracle, everything)]
     if sets.noise is not None:
         found["noise"] = _noise_row(oracle, sets.noise)
     if sets.dark is not None:
-        found["dark"] = _named_row(oracle, _dark(sets.dark), ("low_light",), everything)
+        dark = {name: image for name, image in _named(sets.dark).items() if _luminance(image) < DARK}
+        found["dark"] = _named_row(oracle, dark, ("low_light",), of_all)
     if sets.rain:
-        images = {f"{Path(source).name}/{name}": image for source in sets.rain for name, image in _named(source)}
-        found["rain"] = _named_row(oracle, images, ("rain", "lens_dirt"), everything)
-    progress(f"clear photographs: median probability of clean {np.median(clean):.3f}")
+        rain = {f"{Path(source).name}/{name}": image for source in sets.rain for name, image in _named(source).items()}
+        found["rain"] = _named_row(oracle, rain, ("rain", "lens_dirt"), of_all)
     if sets.clips:
         found["clips"] = [_clip_row(bundle, clip) for clip in sets.clips]
     found["times"] = [_time_row(bundle, height, width) for height, width in FRAMES]
     return found
 
 
-def _named(source: str) -> Iterable[tuple[str, Image]]:
+def _named(source: str, limit: int | None = None) -> dict[str, Image]:
+    """Return the images of a folder by their names in it, or of a file; InputError if there is none."""
     with open_source(source, latest=False) as opened:
-        for frame in opened:
-            yield Path(frame.name).name, frame.image
-
-
-def _read(source: str, limit: int) -> list[Image]:
-    images = [image for _, image in islice(_named(source), limit)]
+        images = {os.path.relpath(frame.name, source): frame.image for frame in islice(opened, limit)}
     if not images:
         raise InputError(f"{source}: holds no image")
     return images
+
+
+def _luminance(image: Image) -> float:
+    return float((image @ np.array([0.299, 0.587, 0.114])).mean())
 
 
 def _beliefs(oracle: Oracle, images: Iterable[Image]) -> list[Belief]:
@@ -99,9 +99,8 @@ def _share(count: int, of: int) -> tuple[float, tuple[float, float]]:
     return 100 * count / of, interval(count, of)
 
 
-def _clear_row(oracle: Oracle, source: str, images: Sequence[Image]) -> Record:
-    beliefs = _beliefs(oracle, images)
-    clean, bounds = _share(sum(belief.type == "clean" for belief in beliefs), len(beliefs))
+def _clear_row(source: str, beliefs: Sequence[Belief]) -> Record:
+    clean, bounds = _share(sum(belief.type == CLEAN for belief in beliefs), len(beliefs))
     severe, severe_bounds = _share(sum(belief.type_severity >= SEVERE for belief in beliefs), len(beliefs))
     row = {"source": source, "images": len(beliefs), "clean": clean, "clean_interval": bounds}
     return row | {"severe": severe, "severe_interval": severe_bounds}
@@ -135,7 +134,7 @@ def _types_row(oracle: Oracle, images: Sequence[Image], size: int, cell: int, se
         "images": cell,
         "type": share(right),
         "type_severity_5": share(right, [5]),
-        "called_clean": share(lambda belief, *_: belief.type == "clean", [3, 4, 5]),
+        "called_clean": share(lambda belief, *_: belief.type == CLEAN, [3, 4, 5]),
         "severity_error": share(lambda belief, _, level: abs(belief.expected_severity - level)) / 100,
         "by_corruption": {name: share(right, names=[name]) for name in oracle.corruptions},
     }
@@ -144,12 +143,12 @@ def _types_row(oracle: Oracle, images: Sequence[Image], size: int, cell: int, se
 def _noise_row(oracle: Oracle, folder: str) -> Record:
     """Return how well the probability of noise tells real noise from its absence: the area under the ROC curve."""
     scores: Mapping[str, list[float]] = {kind: [] for kind in NOISE_PAIR}
-    for name, image in _named(folder):
+    for name, image in _named(folder).items():
         kind = Path(name).stem.lower().rsplit("_", 1)[-1]
         if kind in scores:
             belief = _beliefs(oracle, [image])[0]
             by_name = dict(zip(belief.names, belief.probability.tolist(), strict=True))
-            scores[kind].append(sum(by_name[noise] for noise in FAMILIES["noise"]))
+            scores[kind].append(sum(by_name.get(noise, 0.0) for noise in FAMILIES["noise"]))
     noisy, clean = (np.array(scores[kind]) for kind in NOISE_PAIR)
     if not len(noisy) or not len(clean):
         raise InputError(f"{folder}: holds no pairs of images …_real and …_mean")
@@ -157,25 +156,20 @@ def _noise_row(oracle: Oracle, folder: str) -> Record:
     return {"images": len(noisy), "auc": float(above)}
 
 
-def _dark(folder: str) -> dict[str, Image]:
-    light = np.array([0.299, 0.587, 0.114])
-    return {name: image for name, image in _named(folder) if float((image @ light).mean()) < DARK}
-
-
-def _named_row(oracle: Oracle, images: Mapping[str, Image], names: Sequence[str], clear: Sequence[Image]) -> Record:
-    """Return how many are named so, and how many clear ones are, by mistake."""
+def _named_row(oracle: Oracle, images: Mapping[str, Image], names: Sequence[str], clear: Sequence[Belief]) -> Record:
+    """Return how many images are named so, and how many clear ones were, by mistake."""
     if not images:
         raise InputError(f"no image for {', '.join(names)}")
     found = [belief.type for belief in _beliefs(oracle, images.values())]
     share, bounds = _share(sum(kind in names for kind in found), len(found))
-    false = [belief.type in names for belief in _beliefs(oracle, clear)]
+    false = [belief.type in names for belief in clear]
     as_named = {kind: found.count(kind) for kind in sorted(set(found))}
     row = {"files": list(images), "images": len(found), "named": share, "named_interval": bounds, "as": as_named}
     return row | {"false_alarms": 100 * float(np.mean(false))}
 
 
 def _clip_row(bundle: Bundle, clip: str) -> Record:
-    """Return how many frames of a clear clip are patched, with the temporal filter."""
+    """Return how many frames of a clear clip are patched, as `rws run` patches them."""
     patched = frames = 0
     with Runtime.from_bundle(bundle, ModelOptions(threads=1)) as runtime, open_source(clip, latest=False) as opened:
         for result in runtime.stream(opened):

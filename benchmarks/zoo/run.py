@@ -6,7 +6,6 @@ Accuracy and agreement of a detector are mAP50, of a network that reads text the
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rws.benchmarks.common.interleave import timed_blocks
+from rws.benchmarks.common.shares import interval
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.zoo.quantised import FORMS, compare_int8, quantised
 from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer, TextScorer
@@ -143,14 +143,6 @@ def halves(images: Images) -> tuple[Images, Images]:
     return images.take(range(0, len(images), 2)), images.take(range(1, len(images), 2))
 
 
-def interval(count: int, of: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, in percent (Wilson 1927)."""
-    z, share = 1.96, count / of
-    middle, spread = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    low, high = ((middle + sign * spread) / (1 + z * z / of) for sign in (-1, 1))
-    return 100 * max(0.0, low), 100 * min(1.0, high)
-
-
 def measure(
     bundle: Bundle,
     test: Images,
@@ -160,9 +152,8 @@ def measure(
 ) -> Record:
     """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
 
-    `summary` is of the 19; `summary_cameras` of all that the oracle knows, if those are more.
-
-    `scorer`: None: that of a classifier.
+    `summary` is of the 19; `summary_cameras` of all that the oracle knows, if those are more. `scorer`: None: that of a
+    classifier.
     """
     scorer = scorer or ClassScorer(bundle)
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)

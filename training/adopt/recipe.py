@@ -37,7 +37,7 @@ class AdoptRecipe:
         oracle, oracle_start: of `--own-oracle`, which starts as the shipped one or as that of small images.
         held_out: part of the images that nothing is trained on; at most `held_out_most` of them.
         stream: clean weighs more than held-out images ask for, which say little about rare clean frames. The filter
-            keeps the oracle's own belief (a jump at each frame): frames of a real camera err alike, not by chance.
+            keeps the oracle's own belief (a jump at each frame): the oracle errs alike on all frames of a scene.
     """
 
     seed: int = 0

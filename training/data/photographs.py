@@ -1,10 +1,10 @@
 """Clean photographs of several sources, at their own sizes."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any
 
 import cv2
 import numpy as np
@@ -58,10 +58,14 @@ class Photographs:
         return images[int(rng.integers(len(images)))]
 
     @cached_property
-    def digest(self) -> list[Any]:
-        """What tells these photographs from others, as plain data."""
-        sums = {name: [int(image.sum()) for image in images] for name, images in self.by_source.items()}
-        return [[len(each), sum(each)] for each in sums.values()]
+    def digest(self) -> str:
+        """SHA-256 of all photographs in their order, by source."""
+        found = hashlib.sha256()
+        for images in self.by_source.values():
+            found.update(repr([image.shape for image in images]).encode())
+            for image in images:
+                found.update(image.tobytes())
+        return found.hexdigest()
 
 
 def _at_most(image: Image, largest: int) -> Image:

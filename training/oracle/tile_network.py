@@ -15,7 +15,8 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import ORACLE
 from rws.training.oracle.network import SHARPNESS
 
-FRAME_WIDTHS = (16, 24, 32)
+FILTERS, WIDTHS, FRAME_WIDTHS = 16, (32, 64, 96), (16, 24, 32)  # those of tiles are of the oracle of small images
+HIDDEN = 128
 
 
 class Trunk(nn.Module):
@@ -24,10 +25,10 @@ class Trunk(nn.Module):
     As in `OracleNetwork`, from which it can take its weights, but without BatchNorm.
     """
 
-    def __init__(self, filters: int, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.front = nn.Conv2d(3, filters, 3, padding=1)
-        pairs = enumerate(pairwise((filters, *widths)))
+        self.front = nn.Conv2d(3, FILTERS, 3, padding=1)
+        pairs = enumerate(pairwise((FILTERS, *widths)))
         self.stages = nn.ModuleList(
             nn.Conv2d(*pair, 3, padding=1) if place else nn.Conv2d(*pair, 4, 2, padding=1) for place, pair in pairs
         )
@@ -49,14 +50,12 @@ class TileNetwork(nn.Module):
     The tiles of a frame share a trunk: what counts is the mean of their statistics, and how they differ.
     """
 
-    def __init__(
-        self, states: int, filters: int = 16, widths: tuple[int, ...] = (32, 64, 96), hidden: int = 128
-    ) -> None:
+    def __init__(self, states: int) -> None:
         super().__init__()
-        self.tiles, self.frame = Trunk(filters, widths), Trunk(filters, FRAME_WIDTHS)
+        self.tiles, self.frame = Trunk(WIDTHS), Trunk(FRAME_WIDTHS)
         count = 2 * self.tiles.features + self.frame.features
         self.norm, self.drop = nn.BatchNorm1d(count, affine=False), nn.Dropout(0.1)
-        self.hidden, self.head = nn.Linear(count, hidden), nn.Linear(hidden + count, states)
+        self.hidden, self.head = nn.Linear(count, HIDDEN), nn.Linear(HIDDEN + count, states)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch."""

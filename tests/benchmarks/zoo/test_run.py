@@ -67,13 +67,6 @@ def test_accuracy_won_back_is_a_share_of_the_loss():
     assert summary["agreement"]["won_back"] == {"trained": 0.0, "perfect": 0.0}
 
 
-@pytest.mark.parametrize(("count", "of"), [(0, 250), (2, 250), (250, 250)])
-def test_an_interval_holds_the_share_and_stays_within_0_and_100(count, of):
-    low, high = zoo.interval(count, of)
-    assert 0 <= low <= 100 * count / of <= high <= 100
-    assert high - low < 5
-
-
 def test_both_backends_agree(test_images):
     same = zoo.compare_backends(Bundle.load(), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
