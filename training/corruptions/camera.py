@@ -13,6 +13,7 @@ from rws.training.corruptions.rng import Stream
 
 GAMMA = 2.2
 DROPS = 40  # at most, on a lens
+LAMPS = 3
 
 LEVELS: dict[str, list[list[float]]] = {
     # Light that is left, electrons at full scale⁻¹, read noise (parts of full scale), colour shift.
@@ -55,22 +56,34 @@ def _columns(c: Tensor) -> tuple[Tensor, ...]:
     return c[:, :, None, None, None].unbind(1)
 
 
-def low_light(x: Tensor, c: Tensor, z: Tensor, u: Tensor) -> Tensor:
+def low_light(x: Tensor, c: Tensor, z: Tensor, u: Tensor, lamps: Tensor) -> Tensor:
     """Take light away, count electrons, read them with noise, and bring a part of the brightness back.
 
     The noise is Gaussian, its variance linear in the light (Foi et al. 2008, TIP 17(10), eq. 3), and partly shared by
-    neighbours, as demosaicing and denoising leave it. `z` standard normal like x; `u` uniform in [0, 1), (N, 4): gain,
-    quality of the sensor, grain of the noise, warm or cold.
+    neighbours, as demosaicing and denoising leave it. Half of the scenes keep their light around some lamps, half have
+    deeper shadows than by day: real ones are dark without noise, and far from evenly.
+
+    `z` standard normal like x; `u` uniform in [0, 1), (N, 6): gain, quality of the sensor, grain of the noise, warm or
+    cold, lamps, shadows; `lamps` uniform in [0, 1), (N, LAMPS, 3): across, down, size.
     """
     light, full, read, shift = _columns(c)
-    gain, quality, grain, warm = _columns(u)
+    gain, quality, grain, warm, lit, deep = _columns(u)
     tint = torch.cat([warm - 0.5, torch.zeros_like(warm), 0.5 - warm], 1) * 2 * shift
-    signal = (x / 255).clamp(0, 1) ** GAMMA * light * tint.exp()
+    left = light ** (1 - (2 * lit - 1).clamp(min=0) * _near(lamps, x.shape[-1]))
+    signal = (x / 255).clamp(0, 1) ** (GAMMA * (1 + (2 * deep - 1).clamp(min=0))) * left * tint.exp()
     coarse = 3 * F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="reflect"), 3, 1)
     noise = ((1 - grain) * z + grain * coarse) / ((1 - grain) ** 2 + grain**2 + 2 / 3 * grain * (1 - grain)).sqrt()
-    variance = (signal * full + read**2) * 10 ** (-2 * quality)
+    variance = (signal * full + read**2) * 10 ** (-4 * quality)
     seen = (signal + variance.sqrt() * noise).clamp(min=0) * light ** (-0.5 * gain)
     return 255 * seen.clamp(max=1) ** (1 / GAMMA)
+
+
+def _near(lamps: Tensor, size: int) -> Tensor:
+    """Return how near the next lamp is, 0…1, (N, 1, size, size)."""
+    place = torch.linspace(0, 1, size, device=lamps.device)
+    across, down, extent = (value[:, :, None, None] for value in lamps.unbind(2))
+    far = (place - across) ** 2 + (place[:, None] - down) ** 2
+    return torch.exp(-far / (0.05 + 0.35 * extent) ** 2).amax(1, keepdim=True)
 
 
 def infrared(x: Tensor, c: Tensor, z: Tensor, u: Tensor) -> Tensor:
@@ -91,20 +104,23 @@ def infrared(x: Tensor, c: Tensor, z: Tensor, u: Tensor) -> Tensor:
     return x.lerp(seen.expand_as(x), share)
 
 
-def rain(x: Tensor, c: Tensor, u: Tensor, slope: Tensor) -> Tensor:
+def rain(x: Tensor, c: Tensor, u: Tensor, slope: Tensor, kind: Tensor) -> Tensor:
     """Draw bright streaks, near and far ones, and a grey veil over the image (Garg & Nayar 2007, IJCV 75(1)).
 
-    `u` uniform in [0, 1), (N, 2, H, H), decides where streaks are; `slope` of their fall, columns per row, (N,).
+    How long they are depends on the exposure as well: short ones are many more and look like grains. `u` uniform in
+    [0, 1), (N, 2, H, H), decides where streaks are; `slope` of their fall, columns per row, (N,); `kind` uniform in
+    [0, 1), (N, 3): exposure, thickness, which part of the streaks is near.
     """
     density, length, opacity, veil = _columns(c)
-    size = x.shape[-1]
+    size, (exposure, thickness, near) = x.shape[-1], _columns(kind)
+    shorter = 8 ** -(1.5 * exposure - 0.5).clamp(min=0)
     haze = 0.5 * x.mean((1, 2, 3), keepdim=True) + 85
     streaks = torch.zeros_like(x[:, :1])
     for layer, (thick, long) in enumerate(((0.006, 1.0), (0.002, 0.4))):
-        number, extent = density * (224 / size) * (0.15, 1.0)[layer], (long * length * size).clamp(min=2)
+        number = density * (224 / size) * (0.3 * near, 1.0)[layer] / shorter
         drops = (u[:, layer : layer + 1] < number).float()
-        fallen = _sheared(_smeared(drops, extent.flatten() / 2), slope)
-        width = gaussian_filter(fallen, torch.full((len(x),), max(0.4, thick * size / 2), device=x.device))
+        fallen = _sheared(_smeared(drops, (long * length * size * shorter).clamp(min=2).flatten() / 2), slope)
+        width = gaussian_filter(fallen, (0.5 + thickness.flatten()) * max(0.4, thick * size / 2))
         streaks = torch.maximum(streaks, width / width.amax((1, 2, 3), keepdim=True).clamp(min=1e-6))
     veiled = x.lerp(haze.expand_as(x), veil)
     return veiled + streaks * opacity * (240 - veiled).clamp(min=0)

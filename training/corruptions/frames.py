@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from rws.errors import UsageError
-from rws.training.corruptions import KNOWN, STATIC, corrupt, seeds_for
+from rws.training.corruptions import KNOWN, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
@@ -26,8 +26,8 @@ def corrupter(spec: str, seed: int = 0) -> Corrupter:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         for place, (name, severity) in enumerate(layers):
             drawn = derive_seed(seed, "frames", name, severity, place)
-            index = torch.tensor([0 if name in STATIC else number])
-            pixels = corrupt(pixels, name, severity, seeds_for(drawn, index))
+            scene, seeds = (seeds_for(drawn, torch.tensor([index])) for index in (0, number))
+            pixels = corrupt(pixels, name, severity, seeds, scenes=scene)
         return np.ascontiguousarray(pixels[0].numpy().transpose(1, 2, 0))
 
     return apply

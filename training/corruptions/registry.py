@@ -82,12 +82,18 @@ REGISTRY: dict[str, Corruption] = {
         weather.spatter, lambda rows: [rows[0], *rows], lambda s, c, n: (s.normal(n, n),), whole=True
     ),
     "saturate": Corruption(digital.saturate, _from(1, 0), whole=True),
-    "low_light": Corruption(camera.low_light, _from(1, 0, 0, 0), lambda s, c, n: (s.normal(3, n, n), s.uniform(4))),
-    "infrared": Corruption(camera.infrared, _from(0, 0, 0, 0), lambda s, c, n: (s.normal(1, n, n), s.uniform(2))),
-    "rain": Corruption(
-        camera.rain, _from(0, 0.04, 0, 0), lambda s, c, n: (s.uniform(2, n, n), s.uniform(low=-0.5, high=0.5))
+    "low_light": Corruption(
+        camera.low_light,
+        _from(1, 0, 0, 0),
+        lambda s, c, n: (s.normal(3, n, n), s.scene.uniform(6), s.scene.uniform(camera.LAMPS, 3)),
     ),
-    "lens_dirt": Corruption(camera.lens_dirt, _from(0, 0.6, 0, 0), lambda s, c, n: camera.draw_lens(s)),
+    "infrared": Corruption(camera.infrared, _from(0, 0, 0, 0), lambda s, c, n: (s.normal(1, n, n), s.scene.uniform(2))),
+    "rain": Corruption(
+        camera.rain,
+        _from(0, 0.04, 0, 0),
+        lambda s, c, n: (s.uniform(2, n, n), s.scene.uniform(low=-0.5, high=0.5), s.scene.uniform(3)),
+    ),
+    "lens_dirt": Corruption(camera.lens_dirt, _from(0, 0.6, 0, 0), lambda s, c, n: camera.draw_lens(s.scene)),
 }
 
 WHOLE_SEVERITIES: frozenset[str] = frozenset(name for name, corruption in REGISTRY.items() if corruption.whole)

@@ -41,7 +41,8 @@ from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, 
 from rws.training.oracle.tile_network import TileNetwork, with_pooling
 
 STATES = 1 + len(KNOWN) * len(LEVELS)
-CAMERA_VERSION = 1  # raise it when the same recipe and photographs give another network
+CAMERA_VERSION = 2  # raise it when the same recipe and photographs give another network
+DARK = 65  # of 255: a frame whose mean is less lacks light, whatever else is true of it
 _PART = 100  # frames that are made at once
 _OF_VIEWS = ("view", "sizes", "held_out", "grained", "draws")
 _GRAINED = [KNOWN.index(name) for name in ("gaussian_noise", "shot_noise", "speckle_noise")]
@@ -66,7 +67,7 @@ class CameraRecipe:
     frames: Annotated[int, Field(ge=2)] = 14_000
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.125
     looks: Count = 3
-    grained: Share = 0.25
+    grained: Share = 0.4
     epochs: Count = 6
     batch_size: BatchSize = 64
     learning_rate: Rate = 1.5e-3
@@ -85,12 +86,12 @@ class CameraRecipe:
 
 
 def frame_of(photograph: Image, size: int, rng: np.random.Generator) -> Image:
-    """Cut a square out of a photograph, of any scale, and shrink it to `size`; one time in four a smooth part of it."""
+    """Cut a square of any scale out of a photograph, and shrink it to `size`; one in three is a smooth part of it."""
     height, width = photograph.shape[:2]
     shortest = min(height, width)
     size = min(size, shortest)
     found: list[tuple[float, Image]] = []
-    for _ in range(4 if rng.random() < 0.25 else 1):
+    for _ in range(6 if rng.random() < 0.33 else 1):
         side = int(np.exp(rng.uniform(np.log(size), np.log(shortest))))
         top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
         cut = photograph[top : top + side, left : left + side]
@@ -98,6 +99,16 @@ def frame_of(photograph: Image, size: int, rng: np.random.Generator) -> Image:
     cut = min(found, key=lambda pair: pair[0])[1]
     image = cut if cut.shape[0] == size else cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image, np.uint8)
+
+
+def _lit(photographs: Photographs, size: int, rng: np.random.Generator, jittered: float) -> Image:
+    """Return a frame that is not dark, with the odds `jittered` of another healthy camera; after ten tries any."""
+    for _ in range(10):
+        frame = frame_of(photographs.draw(rng), size, rng)
+        frame = healthy(frame, rng) if rng.random() < jittered else frame
+        if frame.mean() >= DARK:
+            break
+    return frame
 
 
 Views = Mapping[str, NDArray[Any]]  # `x`, uint8 (N, T, 3, S, S); `types`, int64, −1 = clean; `severities`, float32
@@ -111,9 +122,7 @@ def make_views(photographs: Photographs, recipe: CameraRecipe, seed: int, count:
     severities = draw_severities(types, recipe.draws, generator, KNOWN).numpy()
     grid, made = recipe.view.grid, []
     for place, kind in enumerate(types.tolist()):
-        frame = frame_of(photographs.draw(rng), int(rng.choice(recipe.sizes)), rng)
-        if rng.random() < (0.6 if kind >= 0 else 0.85):
-            frame = healthy(frame, rng)
+        frame = _lit(photographs, int(rng.choice(recipe.sizes)), rng, 0.6 if kind >= 0 else 0.85)
         if kind in _GRAINED and rng.random() < recipe.grained:
             frame, severities[place] = sensor_noise(frame, rng)
         elif kind >= 0:

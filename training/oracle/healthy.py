@@ -30,7 +30,7 @@ def healthy(image: Image, rng: np.random.Generator) -> Image:
     elif sharpness < 0.7:
         x = cv2.bilateralFilter(np.clip(x, 0, 1), 5, rng.uniform(0.02, 0.06), 2)
     if rng.random() < 0.5:
-        x = _noisy(x, rng.uniform(0, 2), rng, 0.6, 0.8)
+        x = _noisy(x, rng.uniform(0, 1.6), rng, 0.6, 0.8)
     return _levels(x)
 
 
@@ -54,22 +54,22 @@ def _noisy(x: Floats, sigma: float, rng: np.random.Generator, grained: float, mo
     z = rng.standard_normal(x.shape).astype(np.float32)
     if rng.random() < grained:
         z = cv2.GaussianBlur(z, (0, 0), rng.uniform(0.35, most))
-    if rng.random() < 0.45:
+    if rng.random() < 0.7:
         z = z + z.mean(2, keepdims=True) * 1.7
     light = np.sqrt(0.4 + 1.2 * np.clip(x, 0, 1))
     return np.asarray(x + z * (np.float32(sigma / 255 / z.std()) * light))
 
 
 def sensor_noise(image: Image, rng: np.random.Generator) -> tuple[Image, float]:
-    """Add the noise of a real sensor in little light, denoised or not; return also its severity, 0.1…1.6.
+    """Add the noise of a real sensor in little light, denoised or not; return also its severity, 0.35…1.3.
 
-    What the 19 lack: it is coarser than a pixel, and weaker than their weakest.
+    What the 19 lack: it is coarser than a pixel, of one colour, and weaker than their weakest.
     """
-    severity = rng.uniform(0.1, 1.6)
-    x = _noisy(image.astype(np.float32) / 255, FULL_SIGMA * severity, rng, 0.85, 1.1)
-    if rng.random() < 0.5:
+    sigma = float(np.exp(rng.uniform(np.log(2.5), np.log(33))))
+    x = _noisy(image.astype(np.float32) / 255, sigma, rng, 0.85, 1.1)
+    if rng.random() < 0.4:
         x = cv2.bilateralFilter(np.clip(x, 0, 1), 5, rng.uniform(0.02, 0.08), 1.5)
-    return _levels(x), severity
+    return _levels(x), (sigma / FULL_SIGMA) ** 0.5
 
 
 def stored(image: Image, rng: np.random.Generator, share: float) -> Image:
