@@ -1,6 +1,6 @@
 """The network of an oracle that sees tiles: uint8 tiles of a frame to logits over clean and (corruption, level)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -12,57 +12,77 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import SHIPPED
 from rws.edge.bundle.manifest import ORACLE
 from rws.training.oracle.network import SHARPNESS
 
-FILTERS, WIDTHS, FRAME_WIDTHS = 16, (32, 64, 96), (16, 24, 32)  # those of tiles are of the oracle of small images
+FILTERS, WIDTHS = 16, (32, 64, 96)  # as in the oracle of small images
+RANKS = (16, 16, 32)  # whole blocks of 16 channels: ONNX Runtime takes as long for a part of one
 HIDDEN = 128
 
 
 class Trunk(nn.Module):
     """Tiles, uint8 (N, 3, S, S), RGB, to mean and log variance of the channels of all convolutions but the first.
 
-    As in `OracleNetwork`, from which it can take its weights, but without BatchNorm.
+    As in `OracleNetwork`, from which it takes its weights; but each convolution is one to few channels and one of a
+    pixel to many, which costs a third (Jaderberg et al. 2014, BMVC, Sec. 2.1), and there is no BatchNorm.
     """
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.front = nn.Conv2d(3, FILTERS, 3, padding=1)
-        pairs = enumerate(pairwise((FILTERS, *widths)))
+        self.front = nn.Conv2d(3, FILTERS, 3)
+        stages = zip(pairwise((FILTERS, *WIDTHS)), RANKS, (4, 3, 3), (2, 1, 1), strict=True)
         self.stages = nn.ModuleList(
-            nn.Conv2d(*pair, 3, padding=1) if place else nn.Conv2d(*pair, 4, 2, padding=1) for place, pair in pairs
+            nn.Sequential(nn.Conv2d(before, rank, size, stride, 1, bias=False), nn.Conv2d(rank, after, 1))
+            for (before, after), rank, size, stride in stages
         )
-        self.features = 2 * sum(widths)
+        self.features = 2 * sum(WIDTHS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the statistics, float32 (N, `features`)."""
-        maps, found = F.softsign(self.front((x.float() - 127.5) * (SHARPNESS / 255))), []
+        weight = self.front.weight * (SHARPNESS / 255)
+        bias = self.front.bias - 127.5 * weight.sum((1, 2, 3))
+        maps, means, squares = F.hardtanh(F.conv2d(x.float(), weight, bias)), [], []
         for place, stage in enumerate(self.stages):
             maps = F.relu(stage(F.max_pool2d(maps, 2) if place else maps))
-            mean, square = (values.mean((2, 3), keepdim=True).flatten(1) for values in (maps, maps * maps))
-            found += [mean, ((square - mean * mean).clamp(min=0) + 1e-4).log()]
-        return torch.cat(found, 1)
+            means.append(maps.mean((2, 3), keepdim=True).flatten(1))
+            squares.append((maps * maps).mean((2, 3), keepdim=True).flatten(1))
+        mean, square = torch.cat(means, 1), torch.cat(squares, 1)
+        return torch.cat([mean, ((square - mean * mean).clamp(min=0) + 1e-4).log()], 1)
+
+    def load(self, front: tuple[Tensor, Tensor], stages: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take weight and bias of the convolutions of a trunk that has whole ones, as near as the ranks allow."""
+        state = {"front.weight": front[0], "front.bias": front[1]}
+        for place, ((weight, bias), rank) in enumerate(zip(stages, RANKS, strict=True)):
+            left, share, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+            root = share[:rank].sqrt()
+            state[f"stages.{place}.0.weight"] = (root[:, None] * right[:rank]).view(rank, *weight.shape[1:])
+            state[f"stages.{place}.1.weight"] = (left[:, :rank] * root)[:, :, None, None]
+            state[f"stages.{place}.1.bias"] = bias
+        self.load_state_dict(state)
 
 
 class TileNetwork(nn.Module):
     """uint8 tiles (N, T, 3, S, S), RGB, the first one the whole frame, to logits (N, 1 + C·S) over the joint states.
 
-    The tiles of a frame share a trunk: what counts is the mean of their statistics, and how they differ.
+    All share a trunk: what counts is the statistics of the whole frame, the mean of those of its tiles, and how they
+    differ.
     """
 
     def __init__(self, states: int) -> None:
         super().__init__()
-        self.tiles, self.frame = Trunk(WIDTHS), Trunk(FRAME_WIDTHS)
-        count = 2 * self.tiles.features + self.frame.features
+        self.trunk = Trunk()
+        count = 3 * self.trunk.features
         self.norm, self.drop = nn.BatchNorm1d(count, affine=False), nn.Dropout(0.1)
         self.hidden, self.head = nn.Linear(count, HIDDEN), nn.Linear(HIDDEN + count, states)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch."""
-        each = self.tiles(x[:, 1:].flatten(0, 1)).unflatten(0, (-1, x.shape[1] - 1))
-        mean = each.mean(1)
-        spread = ((each * each).mean(1) - mean * mean).clamp(min=0).add(1e-4).sqrt()
-        found = self.drop(self.norm(torch.cat([mean, spread, self.frame(x[:, 0])], 1)))
+        each = self.trunk(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
+        frame, tiles = each[:, 0], each[:, 1:]
+        mean = tiles.mean(1)
+        spread = ((tiles * tiles).mean(1) - mean * mean).clamp(min=0).add(1e-4).sqrt()
+        found = self.drop(self.norm(torch.cat([frame, mean, spread], 1)))
         logits: Tensor = self.head(torch.cat([F.relu(self.hidden(found)), found], 1))
         return logits
 
@@ -72,14 +92,12 @@ class TileNetwork(nn.Module):
         self.load_state_dict({name: found.get(name, tensor) for name, tensor in self.state_dict().items()})
 
     def load_small(self) -> None:
-        """Give the trunk of the tiles the weights of the default bundle's oracle, which has seen small images only."""
-        found = _arrays(Bundle.load().read(ORACLE))
-        front = next(array for array in found.values() if tuple(array.shape) == tuple(self.tiles.front.weight.shape))
-        state = {"front.weight": front / SHARPNESS, "front.bias": found["front.bias"]}
-        for place in range(len(self.tiles.stages)):
-            state[f"stages.{place}.weight"] = found[f"stages.{place}.0.weight"]
-            state[f"stages.{place}.bias"] = found[f"stages.{place}.0.weight_bias"]
-        self.tiles.load_state_dict(state)
+        """Give the trunk the weights of the CIFAR-10 bundle's oracle, which has seen small images only."""
+        found = _arrays(Bundle.load(SHIPPED["cifar10"]).read(ORACLE))
+        front = next(array for array in found.values() if tuple(array.shape) == tuple(self.trunk.front.weight.shape))
+        places = range(len(self.trunk.stages))
+        stages = [(found[f"stages.{place}.0.weight"], found[f"stages.{place}.0.weight_bias"]) for place in places]
+        self.trunk.load((front / SHARPNESS, found["front.bias"]), stages)
 
 
 def _arrays(network: bytes) -> Mapping[str, Tensor]:

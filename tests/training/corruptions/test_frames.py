@@ -35,6 +35,17 @@ def test_what_lies_on_the_lens_stays_where_it_is():
     assert (apply(IMAGE, 1) != corrupter("lens_dirt:5", seed=1)(IMAGE, 1)).any()
 
 
+@pytest.mark.parametrize("name", ["low_light", "infrared"])
+def test_light_falls_as_in_the_frame_before_and_noise_does_not(name):
+    flat = np.full((64, 64, 3), 140, np.uint8)
+    one, next_one, another = (
+        corrupter(f"{name}:5", seed)(flat, number).astype(float) for seed, number in ((0, 1), (0, 2), (3, 1))
+    )
+    assert (one != next_one).any()
+    light, same, other = (image.reshape(8, 8, 8, 8, 3).mean((1, 3)) for image in (one, next_one, another))
+    assert 3 * np.abs(light - same).mean() < np.abs(light - other).mean()
+
+
 def test_layers_are_laid_over_one_another_and_severity_0_changes_nothing():
     both, fog = corrupter("fog:3+gaussian_noise:2")(IMAGE, 0), corrupter("fog:3")(IMAGE, 0)
     assert (both != fog).any()

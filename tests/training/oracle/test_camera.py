@@ -14,7 +14,7 @@ from rws.oracle.classifier import Oracle
 from rws.training.corruptions import KNOWN
 from rws.training.data.photographs import Photographs
 from rws.training.jobs.store import Store
-from rws.training.oracle.camera import STATES, CameraRecipe, CameraTraining, frame_of, make_views
+from rws.training.oracle.camera import DARK, STATES, CameraRecipe, CameraTraining, frame_of, make_views
 from rws.training.oracle.healthy import FULL_SIGMA, healthy, sensor_noise, stored
 from rws.training.oracle.sampling import LEVELS, OracleRecipe
 from rws.training.oracle.tile_network import TileNetwork
@@ -50,6 +50,13 @@ def test_a_frame_is_a_part_of_its_photograph_and_never_enlarged():
     assert frame_of(photograph, 512, rng).shape == (80, 80, 3)
 
 
+def test_what_lacks_light_is_not_drawn_as_clean():
+    dark = {name: [image // 6 for image in images] for name, images in photographs().by_source.items()}
+    mixed = Photographs({"dark": dark["two"], **photographs().by_source})
+    recipe = replace(RECIPE, draws=OracleRecipe(clean_share=0.999))
+    assert make_views(mixed, recipe, 0, 40, 1)["x"][:, 0].mean((1, 2, 3)).min() >= DARK - 5
+
+
 def test_held_out_photographs_are_of_each_source_and_not_trained_on():
     kept, held_out = photographs(12).split(0.25)
     for name, images in held_out.by_source.items():
@@ -78,8 +85,8 @@ def test_sensor_noise_is_as_strong_as_its_severity():
     image, rng = np.full((128, 128, 3), 128, np.uint8), np.random.default_rng(0)
     for _ in range(10):
         noisy, severity = sensor_noise(image, rng)
-        assert 0.1 <= severity <= 1.6
-        assert noisy.std() < 1.3 * FULL_SIGMA * severity + 1
+        assert 0.3 <= severity <= 1.3
+        assert noisy.std() < 1.3 * FULL_SIGMA * severity**2 + 1
 
 
 def test_training_gives_an_oracle_of_tiles_and_goes_on_where_it_was_stopped(tmp_path):
