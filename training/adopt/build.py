@@ -86,7 +86,7 @@ TUNED_BY = (
     "recalibrate",
 )
 
-ADOPT_VERSION = 4  # raise it when the same model, images and recipe give other files
+ADOPT_VERSION = 5  # raise it when the same model, images and recipe give other files
 
 
 class HeldOutScores(TypedDict):
