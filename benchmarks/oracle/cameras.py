@@ -32,6 +32,7 @@ from rws.training.jobs.seeds import derive_seed
 SEVERE = 3.0
 DARK = 60  # of 255: the mean luminance below which a photograph of the low-light set is dark
 FRAMES = ((480, 640), (1080, 1920))  # height, width, of which the time is measured
+ALIKE = {"gaussian_blur": "defocus_blur"}  # 1 to 3 grey levels lie between them, a fifth of what either changes
 NOISE_PAIR = ("real", "mean")  # what the names of a noisy image and of its noise-free mean end in
 
 
@@ -129,11 +130,16 @@ def _types_row(oracle: Oracle, images: Sequence[Image], size: int, cell: int, se
     def right(belief: Belief, name: str, _: int) -> bool:
         return belief.type == name
 
+    def right_but_alike(belief: Belief, name: str, _: int) -> bool:
+        return ALIKE.get(belief.type, belief.type) == ALIKE.get(name, name)
+
     return {
         "size": size,
         "images": cell,
         "type": share(right),
+        "type_merged": share(right_but_alike),
         "type_severity_5": share(right, [5]),
+        "type_severity_5_merged": share(right_but_alike, [5]),
         "called_clean": share(lambda belief, *_: belief.type == CLEAN, [3, 4, 5]),
         "severity_error": share(lambda belief, _, level: abs(belief.expected_severity - level)) / 100,
         "by_corruption": {name: share(right, names=[name]) for name in oracle.corruptions},

@@ -189,6 +189,7 @@ TABLES = {
         "cameras.types",
         label("pixels", "size"),
         columns({"type, %": "type", "at severity 5": "type_severity_5"}, ".1f"),
+        columns({"two blurs as one, %": "type_merged", "at severity 5 ": "type_severity_5_merged"}, ".1f"),
         columns({"severities 3–5 called clean, %": "called_clean"}, ".1f"),
         Column("error of the severity", "severity_error", ".2f"),
     ),

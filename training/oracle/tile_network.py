@@ -17,12 +17,13 @@ from rws.edge.bundle.manifest import ORACLE
 from rws.training.oracle.network import SHARPNESS
 
 FILTERS, WIDTHS = 16, (32, 64, 96)  # as in the oracle of small images
+COLOURS = 4  # mixtures of red, green and blue
 RANKS = (16, 16, 32)  # whole blocks of 16 channels: ONNX Runtime takes as long for a part of one
 HIDDEN = 128
 
 
 class Trunk(nn.Module):
-    """Tiles, uint8 (N, 3, S, S), RGB, to mean and log variance of the channels of all convolutions but the first.
+    """Tiles, uint8 (N, 3, S, S), RGB, to mean and log variance of colours and of the later convolutions' channels.
 
     As in `OracleNetwork`, from which it takes its weights; but each convolution is one to few channels and one of a
     pixel to many, which costs a third (Jaderberg et al. 2014, BMVC, Sec. 2.1), and there is no BatchNorm.
@@ -30,29 +31,29 @@ class Trunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.front = nn.Conv2d(3, FILTERS, 3)
+        self.colour, self.front = nn.Conv2d(3, COLOURS, 1), nn.Conv2d(3, FILTERS, 3)
         stages = zip(pairwise((FILTERS, *WIDTHS)), RANKS, (4, 3, 3), (2, 1, 1), strict=True)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(before, rank, size, stride, 1, bias=False), nn.Conv2d(rank, after, 1))
             for (before, after), rank, size, stride in stages
         )
-        self.features = 2 * sum(WIDTHS)
+        self.features = 2 * (COLOURS + sum(WIDTHS))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the statistics, float32 (N, `features`)."""
-        weight = self.front.weight * (SHARPNESS / 255)
-        bias = self.front.bias - 127.5 * weight.sum((1, 2, 3))
-        maps, means, squares = F.hardtanh(F.conv2d(x.float(), weight, bias)), [], []
+        pixels = x.float()
+        # The front looks at differences, and cuts them off: how bright and colourful a tile is, it does not say.
+        found, maps = [_scaled(self.colour, pixels, 4.0)], F.hardtanh(_scaled(self.front, pixels, SHARPNESS))
         for place, stage in enumerate(self.stages):
             maps = F.relu(stage(F.max_pool2d(maps, 2) if place else maps))
-            means.append(maps.mean((2, 3), keepdim=True).flatten(1))
-            squares.append((maps * maps).mean((2, 3), keepdim=True).flatten(1))
-        mean, square = torch.cat(means, 1), torch.cat(squares, 1)
+            found.append(maps)
+        mean = torch.cat([maps.mean((2, 3), keepdim=True).flatten(1) for maps in found], 1)
+        square = torch.cat([(maps * maps).mean((2, 3), keepdim=True).flatten(1) for maps in found], 1)
         return torch.cat([mean, ((square - mean * mean).clamp(min=0) + 1e-4).log()], 1)
 
     def load(self, front: tuple[Tensor, Tensor], stages: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take weight and bias of the convolutions of a trunk that has whole ones, as near as the ranks allow."""
-        state = {"front.weight": front[0], "front.bias": front[1]}
+        state = {**self.state_dict(), "front.weight": front[0], "front.bias": front[1]}
         for place, ((weight, bias), rank) in enumerate(zip(stages, RANKS, strict=True)):
             left, share, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
             root = share[:rank].sqrt()
@@ -60,6 +61,13 @@ class Trunk(nn.Module):
             state[f"stages.{place}.1.weight"] = (left[:, :rank] * root)[:, :, None, None]
             state[f"stages.{place}.1.bias"] = bias
         self.load_state_dict(state)
+
+
+def _scaled(convolution: nn.Conv2d, pixels: Tensor, scale: float) -> Tensor:
+    """Return a convolution of pixels, 0…255, as if they went from −`scale`/2 to `scale`/2; at no cost when exported."""
+    weight = convolution.weight * (scale / 255)
+    shift = -127.5 * weight.sum((1, 2, 3))
+    return F.conv2d(pixels, weight, shift if convolution.bias is None else shift + convolution.bias)
 
 
 class TileNetwork(nn.Module):
