@@ -43,7 +43,8 @@ class Trunk(nn.Module):
         """Return the statistics, float32 (N, `features`)."""
         pixels = x.float()
         # The front looks at differences, and cuts them off: how bright and colourful a tile is, it does not say.
-        found, maps = [_scaled(self.colour, pixels, 4.0)], F.hardtanh(_scaled(self.front, pixels, SHARPNESS))
+        found = [_scaled(self.colour, F.avg_pool2d(pixels, 4), 4.0)]
+        maps = F.hardtanh(_scaled(self.front, pixels, SHARPNESS))
         for place, stage in enumerate(self.stages):
             maps = F.relu(stage(F.max_pool2d(maps, 2) if place else maps))
             found.append(maps)
