@@ -29,11 +29,14 @@ class JpegEncoder:
         self._jpeg: bytes | None = None
         self.next_at = 0.0  # when the next frame may be encoded, seconds of `time.monotonic`
 
-    async def newest(self) -> bytes | None:
-        """Return a JPEG at most one period old, the same object until there is a newer one; None before the first."""
+    async def newest(self, at_once: bool = False) -> bytes | None:
+        """Return a JPEG at most one period old, the same object until there is a newer one; None before the first.
+
+        `at_once` gives the newest frame whatever the rate.
+        """
         async with self._lock:
             shows, now = self.newest_result, time.monotonic()
-            if shows is not None and shows is not self._encoded and now >= self.next_at:
+            if shows is not None and shows is not self._encoded and (at_once or now >= self.next_at):
                 # A delay of less than a period is compensated, so that the mean rate is `max_fps`.
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
                 self._encoded = shows

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.resources import files
@@ -37,6 +38,7 @@ from rws.text import shown
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
 REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
+LAST_WORDS = 0.6  # seconds in which viewers get the last frame and the last state
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
 SIGN_OUT = "/signout"
@@ -122,7 +124,7 @@ class PageServer(Closing):
         return self
 
     def close(self) -> None:
-        """Stop serving; a second call does nothing."""
+        """Tell the viewers that the run has ended, and stop serving; a second call does nothing."""
         if self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -156,6 +158,8 @@ class PageServer(Closing):
             tasks = [asyncio.create_task(part) for part in work]
             started.set_result(None)
             await self._stop.wait()
+            if self._streams:
+                await asyncio.wait(self._streams, timeout=LAST_WORDS)
         finally:
             listener.close()
             for task in [*tasks, *self._streams]:
@@ -240,15 +244,18 @@ class PageServer(Closing):
         return response
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        shown, repeat_at = None, math.inf
-        while not self._stop.is_set():
-            jpeg = await self._encoder.newest()
+        shown, repeat_at, ending = None, math.inf, False
+        while not ending:
+            ending = self._stop.is_set()
+            jpeg = await self._encoder.newest(at_once=ending)
             if jpeg is not None and (jpeg is not shown or time.monotonic() >= repeat_at):
                 repeat_at = math.inf if jpeg is shown else time.monotonic() + REPEAT_AFTER
                 head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 yield head.encode() + jpeg + b"\r\n"
                 shown = jpeg
-            await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
+            await self._pause(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
+        if shown is not None:
+            yield f"--{BOUNDARY}--\r\n".encode()
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
@@ -258,7 +265,15 @@ class PageServer(Closing):
             event, since = self._reports.newest(since, fixed)
             yield event
             fixed = {}
-            await asyncio.sleep(EVENT_PERIOD)
+            await self._pause(EVENT_PERIOD)
+        await asyncio.sleep(LAST_WORDS / 3)  # the last frame first
+        source = self.monitor.source
+        ended = "stopped" if source.stopped else "source" if source.state == "ended" else "run"
+        yield self._reports.newest(since, {"ended": ended})[0]
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
 
 
 class _Reports:
@@ -267,14 +282,14 @@ class _Reports:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._made_at = -math.inf
-        self._made: dict[tuple[float, bool], tuple[bytes, float]] = {}
+        self._made: dict[tuple[float | str, ...], tuple[bytes, float]] = {}
 
     def newest(self, since: float, fixed: Mapping[str, object]) -> tuple[bytes, float]:
         """Return an event with the timeline from `since` on and what is `fixed`, and from when on the next one is."""
         now = time.monotonic()
         if now >= self._made_at + EVENT_PERIOD / 2:
             self._made_at, self._made = now, {}
-        key = since, bool(fixed)
+        key = since, *fixed
         if key not in self._made:
             status = self._monitor.status(since=since)
             # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.

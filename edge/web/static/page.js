@@ -11,6 +11,7 @@ const $ = (id) => document.getElementById(id);
 const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
 const fixed = (value, digits) => (value == null ? "–" : value.toFixed(digits));
 const clock = (date) => date.toLocaleTimeString([], { hour12: false });
+const ENDS = { source: "The video has ended", stopped: "The run was stopped", run: "The run has ended" };
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
@@ -22,6 +23,7 @@ let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
 let refused = false;
+let over = null; // how the run has ended: `source`, `stopped` or `run`
 let spokenAt = -Infinity;
 let watchedAt = 0;
 
@@ -109,6 +111,7 @@ function show(next) {
   if (result && result.index !== report?.result?.index) recent.push(result);
   if (recent.length > 10) recent.shift();
   report = next;
+  over = next.ended ?? null;
   timeline.add(next);
   $("bundle").textContent = next.bundle;
   $("name").textContent = next.source.name;
@@ -182,7 +185,7 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
     results: `${fixed(fps, 1)} /s`,
-    "last result": since == null ? "none yet" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
+    "last result": since == null ? "none yet" : over ? "the end" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
     latency: result ? `${fixed(result.age_ms, 1)} ms` : "–",
     "running for": duration(uptime),
     "mix changes": plain.format(counts.mix_changes),
@@ -226,17 +229,20 @@ function showState() {
   const late = report?.since_result_s;
   if (stale && late != null) $("stamp").dataset.at ??= clock(new Date(Date.now() - late * 1e3));
   else delete $("stamp").dataset.at;
-  $("stamp").textContent = $("stamp").dataset.at ? `stale frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  const age = stale === "ended" ? "last" : "stale";
+  $("stamp").textContent = $("stamp").dataset.at ? `${age} frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
   $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;
-  document.title = stale ? `old: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
+  const old = stale === "ended" ? "ended" : "old";
+  document.title = stale ? `${old}: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
 }
 
 function condition() {
+  if (over && !refused) return ["wait", "ended", `${ENDS[over]}. This is its last frame and its last state.`, "ended"];
   if (!connected) {
     const text = refused
       ? "The device asks for its token again: open the link that rws run printed."
-      : "No connection to the device. What you see is old; trying again.";
+      : "No connection to the device: it is out of reach, or the run has ended. What you see is old; trying again.";
     return report || refused ? ["bad", "no connection", text, "all"] : ["wait", "connecting", "", ""];
   }
   const { source, result, since_result_s: since } = report;
@@ -245,7 +251,7 @@ function condition() {
     return ["bad", "source lost", `The source is lost and being opened again${why}. What you see is old.`, "result"];
   }
   if (source.state === "lost") return ["bad", "source lost", `The source is lost${why}. What you see is old.`, "result"];
-  if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last frame.", "image"];
+  if (source.state === "ended") return ["wait", "ended", "The source has ended. This is its last frame.", "ended"];
   if (result === null) return ["wait", "starting", "", ""];
   if (since > QUIET_AFTER) return ["bad", "no results", "No frame is coming in. What you see is old.", "result"];
   const failing = Object.keys(report.sinks).filter((output) => report.sinks[output].state !== "up");

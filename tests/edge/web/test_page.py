@@ -13,6 +13,7 @@ import pytest
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
+from rws.edge.web.jpeg import JpegEncoder
 from rws.oracle.belief import certain
 from rws.records import Prediction, SinkStatus
 from support import browser
@@ -27,6 +28,10 @@ FOGGY = replace(
     make_result(7, label="<b>cat</b>", mix={"fog": 0.75}, changed=True), unpatched=Prediction("dog & ship", 1, 0.4)
 )
 SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#image').hidden"
+BRIGHTNESS = (
+    "(() => {{ const c = document.createElement('canvas').getContext('2d');"
+    "c.drawImage(document.querySelector({}), 0, 0); return c.getImageData(50, 50, 1, 1).data[0]; }})()"
+)
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
@@ -111,20 +116,20 @@ def test_the_text_of_the_page(run, source, tmp_path):
 
 
 def test_the_image_is_live(run):
-    brightness = (
-        "(() => { const c = document.createElement('canvas').getContext('2d');"
-        "c.drawImage(document.querySelector('#image'), 0, 0); return c.getImageData(50, 50, 1, 1).data[0]; })()"
-    )
-
     async def look(tab, show, server, stop):
         for index, value in enumerate((40, 120, 230)):
             show(make_result(index), value=value)
+            brightness = BRIGHTNESS.format("'#image'")
             await tab.wait_for(f"document.querySelector('#image').naturalWidth && Math.abs({brightness} - {value}) < 4")
 
     run(look)
 
 
-def test_stale_data_looks_stale(run, source, tmp_path):
+def cut_off(*_, **__):
+    raise RuntimeError("cut off")
+
+
+def test_stale_data_looks_stale(run, source, tmp_path, monkeypatch):
     opacity = "Number(getComputedStyle(document.querySelector('{}')).opacity)"
 
     async def look(tab, show, server, stop):
@@ -145,10 +150,9 @@ def test_stale_data_looks_stale(run, source, tmp_path):
         await tab.wait_for("document.querySelector('#banner').hidden")
         assert await tab.evaluate(opacity.format(".pair")) == 1
         await tab.wait_for("document.querySelector('#banner').innerText.includes('No frame is coming in')")
-        source.state = "ended"
-        await tab.wait_for("document.querySelector('#banner').innerText.includes('source has ended')")
         assert tab.complaints == []
-        stop()
+        for kind, method in ((Monitor, "status"), (JpegEncoder, "newest")):
+            monkeypatch.setattr(kind, method, cut_off)  # the connections are cut, without a last word
         await tab.wait_for("document.querySelector('#banner').innerText.includes('No connection to the device')")
         assert await tab.text("#state") == "no connection"
         assert await tab.evaluate(opacity.format("#facts")) < 0.5
@@ -156,6 +160,29 @@ def test_stale_data_looks_stale(run, source, tmp_path):
         assert await tab.evaluate(opacity.format("#held")) < 0.5
         assert await tab.evaluate("document.title") == "old: <b>cat</b>"
         await tab.screenshot(tmp_path / "no_connection.png")
+
+    run(look)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [({"state": "ended"}, "The video has ended."), ({"stopped": True}, "The run was stopped."), ({}, "The run has ended.")],
+)
+def test_the_end_of_a_run_is_no_lost_connection(run, source, change, text):
+    async def look(tab, show, server, stop):
+        show(FOGGY, value=40)
+        await tab.wait_for(SHOWN)
+        vars(source).update(change)
+        show(replace(FOGGY, index=8, output=make_result(label="dog").output), value=230)  # no time to look at it
+        stop()
+        await tab.wait_for("document.querySelector('#state').textContent === 'ended'")
+        await asyncio.sleep(2)  # meanwhile the page tries to connect
+        assert await tab.text("#banner") == f"{text} This is its last frame and its last state."
+        assert "last frame, " in await tab.text("#stamp")
+        assert await tab.text("#label") == "dog"
+        shown = "(document.querySelector('#image').hidden ? '#held' : '#image')"
+        assert abs(await tab.evaluate(BRIGHTNESS.format(shown)) - 230) < 4
+        assert await tab.evaluate(f"getComputedStyle(document.querySelector({shown})).opacity") == "1"
 
     run(look)
 
@@ -184,7 +211,7 @@ def test_it_reconnects(run, source):
         await tab.wait_for(SHOWN)
         port = await tab.evaluate("location.port")
         stop()
-        await tab.wait_for("document.querySelector('#state').textContent === 'no connection'")
+        await tab.wait_for("document.querySelector('#state').textContent === 'ended'")
         monitor = Monitor(source, bundle="another")
         monitor.add(make_result(0, label="dog"))
         with PageServer(f"127.0.0.1:{port}", monitor) as server:

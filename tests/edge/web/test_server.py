@@ -290,6 +290,30 @@ def test_it_stops_at_once_with_its_streams(monitor):
         get(server, "/health")
 
 
+@pytest.mark.parametrize(
+    ("state", "stopped", "ended"), [("ended", False, "source"), ("ended", True, "stopped"), ("running", False, "run")]
+)
+def test_viewers_get_the_last_frame_and_the_last_state(monitor, source, state, stopped, ended):
+    with ExitStack() as stack:
+        server = stack.enter_context(PageServer("127.0.0.1:0", monitor, max_fps=0.1))
+        server.write(make_frame(0, value=50), make_result(0))
+        with stream(server, "/stream.mjpg") as images, stream(server, "/events") as events:
+            parts, reports = PartReader(images), Events(events)
+            assert abs(float(decode(parts.next()).mean()) - 50) < 2
+            assert "ended" not in reports.next()
+            source.state, source.stopped = state, stopped
+            monitor.add(make_result(7))
+            server.write(make_frame(7, value=200), make_result(7))
+            stack.close()
+            jpeg = parts.next()
+            while abs(float(decode(jpeg).mean()) - 200) > 2:
+                jpeg = parts.next()
+            last = reports.next()
+            while "ended" not in last:
+                last = reports.next()
+            assert (last["ended"], last["result"]["index"]) == (ended, 7)
+
+
 def test_it_can_be_closed_twice_and_before_it_serves(monitor):
     server = PageServer("127.0.0.1:0", monitor)
     server.close()
