@@ -52,6 +52,7 @@ class Result:
     unpatched: Any = None  # the clean model's output for the same frame; None if not asked for
     on_original: Any = None  # its output for the frame before it was corrupted on purpose, if it was
     media_time: float | None = None  # of the frame, seconds of its source's own time line; None: it has none
+    seen: tuple[int, int, int, int] | None = None  # by the model, of the frame: see `Placement.seen`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", shown(self.name))
@@ -140,6 +141,7 @@ class Result:
             "on_original": None if self.on_original is None else self._summary_record(self.on_original),
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
             "media_time_s": None if self.media_time is None else round(self.media_time, 6),
+            "seen": None if self.seen is None else list(self.seen),
         }
 
     def _summary_record(self, output: Any) -> dict[str, object]:
@@ -233,6 +235,7 @@ class Pipeline:
             frame_ref=weakref.ref(frame),
             observed=held is None,
             media_time=frame.media_time,
+            seen=placement.seen,
         )
 
     def compare(self, frame: Frame, result: Result) -> Result:

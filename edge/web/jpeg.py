@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.edge.pipeline import Result
-from rws.edge.tasks.annotate import fit
+from rws.edge.tasks.annotate import draw
 from rws.errors import first_line
 from rws.records import Frame, SinkStatus
 from rws.text import shown
@@ -49,11 +49,10 @@ class JpegEncoder:
 
 
 def _encode_drawn(frame: Frame, result: Result) -> bytes:
-    return encode(result.task.draw(frame.image, result.output))
+    return encode(draw(frame.image, result, MAX_WIDTH))
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG of a frame, uint8 (H, W, 3), RGB: at most 960 pixels wide; small frames grow by whole factors."""
-    resized = cv2.cvtColor(fit(image, MAX_WIDTH), cv2.COLOR_RGB2BGR)
-    _, encoded = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    """Return an image, uint8 (H, W, 3), RGB, as a JPEG."""
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return encoded.tobytes()

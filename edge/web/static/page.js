@@ -116,7 +116,8 @@ function show(next) {
   $("bundle").textContent = next.bundle;
   $("name").textContent = next.source.name;
   $("strategy").textContent = next.strategy && `weights: ${next.strategy}`;
-  $("image").alt = `The newest frame of ${next.source.name}`;
+  const part = result?.seen ? "; the model sees the bright part of it" : "";
+  $("image").alt = `The newest frame of ${next.source.name}${part}`;
   if (result) {
     showPrediction(result);
     showBelief(result.belief);
@@ -195,6 +196,8 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
     rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
     reconnects: plain.format(source.reconnects),
   };
+  const { seen } = result ?? {};
+  if (seen) facts["model sees"] = `${seen[2] - seen[0]} × ${seen[3] - seen[1]} px, bright`;
   keep($("facts"), "div", Object.keys(facts).length);
   Object.entries(facts).forEach(([term, value], index) => {
     const [dt, dd] = keep($("facts").children[index], ["dt", "dd"], 2);

@@ -15,6 +15,7 @@ import rws.edge.web.jpeg
 import rws.edge.web.server
 from rws.edge.pipeline import STAGES
 from rws.edge.web import PageServer
+from rws.edge.tasks.annotate import draw
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
 from rws.records import Frame
@@ -103,7 +104,7 @@ def test_the_newest_frame(server):
 )  # fmt: skip
 def test_images_fit_a_page(shape, expected):
     image = np.full((*shape, 3), (200, 100, 0), np.uint8)
-    decoded = decode(rws.edge.web.jpeg.encode(image))
+    decoded = decode(rws.edge.web.jpeg.encode(draw(image, make_result(), rws.edge.web.jpeg.MAX_WIDTH)))
     assert decoded.shape[:2] == expected
     np.testing.assert_allclose(decoded.mean(axis=(0, 1)), (0, 100, 200), atol=4)
 
