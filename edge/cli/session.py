@@ -134,7 +134,8 @@ class RunSession:
             self._changes.append(corrupter(options.corrupt, lambda: size(self._runtime)))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}")
-        self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
+        self._monitor = Monitor(source)
+        self._monitor.describe(pipeline)
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
@@ -245,7 +246,7 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
+        self._monitor.describe(pipeline)
         self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 

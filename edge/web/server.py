@@ -17,12 +17,14 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+import av
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+from prometheus_client import Gauge
 from prometheus_client.exposition import choose_encoder
 
 from rws.edge.common.closing import Closing
-from rws.edge.monitoring.metrics import registry
+from rws.edge.monitoring.metrics import installed_version, registry
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.web import address as addresses
@@ -30,7 +32,7 @@ from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.connections import Connections
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
-from rws.errors import first_line
+from rws.errors import RwsError, first_line
 from rws.oracle.belief import FAMILIES
 from rws.records import Frame, SinkStatus
 from rws.text import shown
@@ -44,6 +46,7 @@ BOUNDARY = "rws-frame"
 SIGN_OUT = "/signout"
 FULL = "too many viewers have the page open; try again later\n"
 PLAIN_ONLY = "this page answers to GET and HEAD only\n"
+CLIPPING = "another clip is being encoded; try again in a moment\n"
 NO_BODY = "this page takes no request with a body\n"
 SECURITY = {
     "Cache-Control": "no-store",
@@ -54,6 +57,7 @@ SECURITY = {
     "Server": "rws",
     "X-Content-Type-Options": "nosniff",
 }
+NO_FRAME = "no frame received yet\n"
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
 VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
 
@@ -81,6 +85,8 @@ class PageServer(Closing):
         self._thread: threading.Thread | None = None
         self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
+        size = Gauge("rws_clip_bytes", "Memory of the frames that are kept for a clip", registry=self._metrics)
+        size.set_function(lambda: self._encoder.clip_bytes)
         self._streams: set[asyncio.Task[Any]] = set()
         self._reports = _Reports(monitor)
         self._compared_at = -math.inf  # when a frame was last compared with the clean model
@@ -141,7 +147,7 @@ class PageServer(Closing):
             log.warning(reason)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stop, self._clipping = asyncio.get_running_loop(), asyncio.Event(), asyncio.Lock()
         self._loop.set_exception_handler(_note)
         log.addFilter(_worth_telling)
         self._connections = Connections(listener)
@@ -175,6 +181,8 @@ class PageServer(Closing):
             text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
             application.router.add_get("/" if name == "page.html" else f"/{name}", partial(_page, text, kind))
         application.router.add_get("/frame.jpg", self._frame)
+        application.router.add_get("/snapshot.jpg", self._snapshot)
+        application.router.add_get("/clip.mp4", self._clip)
         application.router.add_get("/api/status", self._status)
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
@@ -203,9 +211,19 @@ class PageServer(Closing):
             return response
 
     async def _frame(self, request: web.Request) -> web.Response:
-        if (jpeg := await self._encoder.newest()) is None:
-            return web.Response(status=503, text="no frame received yet\n")
-        return web.Response(body=jpeg, content_type="image/jpeg")
+        return _file(await self._encoder.newest(), "image/jpeg")
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        return _file(await self._encoder.snapshot(), "image/jpeg", "jpg")
+
+    async def _clip(self, request: web.Request) -> web.Response:
+        if self._clipping.locked():  # encoding takes a second of a processor
+            return web.Response(status=503, text=CLIPPING, headers={"Retry-After": "2"})
+        async with self._clipping:
+            try:
+                return _file(await self._encoder.clip(), "video/mp4", "mp4")
+            except (OSError, RwsError, av.FFmpegError) as error:
+                return web.Response(status=503, text=f"no clip can be encoded ({shown(first_line(error))})\n")
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
@@ -259,9 +277,12 @@ class PageServer(Closing):
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
-        since = 0.0
-        fixed: Mapping[str, object] = {**VOCABULARY, "sign_out": self.token is not None}
+        since, classes = 0.0, None
+        fixed: Mapping[str, object] = {"version": installed_version(), "sign_out": self.token is not None}
         while not self._stop.is_set():
+            if self.monitor.classes is not classes:  # at first, and after a swap
+                classes = self.monitor.classes
+                fixed = {**fixed, **VOCABULARY, "classes": list(map(shown, classes))}
             event, since = self._reports.newest(since, fixed)
             yield event
             fixed = {}
@@ -313,6 +334,14 @@ def _unusual(request: web.Request) -> tuple[str, web.Response] | None:
     if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", SIGN_OUT):
         return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
     return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
+
+
+def _file(content: bytes | None, kind: str, ending: str = "") -> web.Response:
+    """Return a file, to be saved under a name with the time if an ending is given; 503 if there is no content."""
+    if content is None:
+        return web.Response(status=503, text=NO_FRAME)
+    name = time.strftime(f'attachment; filename="rws-%Y%m%d-%H%M%S.{ending}"')
+    return web.Response(body=content, content_type=kind, headers={"Content-Disposition": name} if ending else {})
 
 
 def _full() -> web.Response:

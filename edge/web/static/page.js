@@ -72,6 +72,10 @@ setInterval(() => {
   showState();
 }, 500);
 
+$("range").addEventListener("click", () => {
+  $("range").ariaPressed = String(timeline.switchRange());
+});
+
 // A hidden page costs the device nothing.
 document.addEventListener("visibilitychange", () => {
   disconnect();
@@ -106,6 +110,9 @@ function show(next) {
     stages = next.stages.filter((stage) => stage !== "read");
     timeline.setFamilies(next.families);
     $("sign-out").hidden = !next.sign_out;
+    $("version").textContent = next.version;
+    $("class-count").textContent = `${plain.format(next.classes.length)} classes`;
+    $("classes").textContent = next.classes.join(", ");
   }
   const result = next.result;
   if (result && result.index !== report?.result?.index) recent.push(result);
@@ -114,6 +121,7 @@ function show(next) {
   over = next.ended ?? null;
   timeline.add(next);
   $("bundle").textContent = next.bundle;
+  $("bundle-name").textContent = next.bundle;
   $("name").textContent = next.source.name;
   $("strategy").textContent = next.strategy && `weights: ${next.strategy}`;
   const part = result?.seen ? "; the model sees the bright part of it" : "";
@@ -154,7 +162,7 @@ function showPrediction(result) {
 
 function showBelief(belief) {
   $("severity").textContent = `severity ${fixed(belief.severity, 1)} of 5`;
-  const ranked = Object.entries(belief.probability).sort((a, b) => b[1] - a[1]).slice(0, 6);
+  const ranked = Object.entries(belief.probability).filter(([, p]) => p >= 0.005).sort((a, b) => b[1] - a[1]).slice(0, 6);
   rows($("belief"), ranked.map(([key, p]) => [key, p, percent(p)]));
 }
 
@@ -197,7 +205,7 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
     reconnects: plain.format(source.reconnects),
   };
   const { seen } = result ?? {};
-  if (seen) facts["model sees"] = `${seen[2] - seen[0]} × ${seen[3] - seen[1]} px, bright`;
+  if (seen) facts["model sees"] = `the bright ${seen[2] - seen[0]} × ${seen[3] - seen[1]} px`;
   keep($("facts"), "div", Object.keys(facts).length);
   Object.entries(facts).forEach(([term, value], index) => {
     const [dt, dd] = keep($("facts").children[index], ["dt", "dd"], 2);
@@ -234,6 +242,7 @@ function showState() {
   else delete $("stamp").dataset.at;
   const age = stale === "ended" ? "last" : "stale";
   $("stamp").textContent = $("stamp").dataset.at ? `${age} frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  $("save").hidden = !connected || !report?.result;
   $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;
   const old = stale === "ended" ? "ended" : "old";

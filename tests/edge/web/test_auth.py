@@ -14,7 +14,17 @@ from support.http import get, wait_until
 
 TOKEN = "sesame/+=&öffne"
 ROUTES = (
-    *("/", "/page.css", "/page.js", "/timeline.js", "/frame.jpg", "/stream.mjpg", "/events"),
+    *(
+        "/",
+        "/page.css",
+        "/page.js",
+        "/timeline.js",
+        "/frame.jpg",
+        "/snapshot.jpg",
+        "/clip.mp4",
+        "/stream.mjpg",
+        "/events",
+    ),
     *("/api/status", "/metrics", "/health", "/nowhere"),
 )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -46,6 +47,7 @@ def run(source, tmp_path):
 
     def start(look, **options):
         monitor = Monitor(source, bundle="tiny", strategy="live")
+        monitor.classes = ("cat", "<i>dog</i>")
 
         async def inside():
             with ExitStack() as stack:
@@ -78,7 +80,7 @@ def test_the_text_of_the_page(run, source, tmp_path):
         assert await tab.text("#other-confidence") == "40 %"
         assert await tab.text("#difference") == "the patch changes the answer"
         assert await tab.text("#severity") == "severity 3.0 of 5"
-        assert (await tab.text("#belief li")).split("\n") == ["fog", "100 %"]
+        assert (await tab.text("#belief")).split("\n") == ["fog", "100 %"]  # nothing that has 0 %
         assert (await tab.text("#mix")).split("\n") == ["fog", "α 0.75"]
         assert "4.00 ms, of which 1.75 for oracle and patch" in await tab.text("#total")
         assert await tab.text("#name") == "camera <0>"
@@ -88,6 +90,13 @@ def test_the_text_of_the_page(run, source, tmp_path):
         assert await tab.text("#notes") == "rejected: 3 damaged"
         assert await tab.text("#spoken") == "<b>cat</b>, 75 %; the oracle sees fog"
         assert await tab.evaluate("document.title") == "<b>cat</b> · rws"
+        assert re.match(r"rws \d+\.\d+\.\d+", await tab.text("footer"))
+        assert await tab.text("summary") == "Bundle tiny: 2 classes"
+        await tab.evaluate("document.querySelector('summary').click()")
+        assert await tab.text("#classes") == "cat, <i>dog</i>"
+        for word in ("oracle", "patch", "signature", "alpha"):
+            assert await tab.evaluate(f"document.querySelector('[href=\"#word-{word}\"]').title.length > 30")
+            assert await tab.evaluate(f"document.querySelector('#word-{word} + dd').textContent.length > 30")
         assert await tab.evaluate("document.querySelector('#banner').hidden")
         assert await tab.evaluate("document.querySelectorAll('main b, main script').length") == await tab.evaluate(
             "document.querySelectorAll('.rows b').length"
@@ -166,7 +175,11 @@ def test_stale_data_looks_stale(run, source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [({"state": "ended"}, "The video has ended."), ({"stopped": True}, "The run was stopped."), ({}, "The run has ended.")],
+    [
+        ({"state": "ended"}, "The video has ended."),
+        ({"stopped": True}, "The run was stopped."),
+        ({}, "The run has ended."),
+    ],
 )
 def test_the_end_of_a_run_is_no_lost_connection(run, source, change, text):
     async def look(tab, show, server, stop):
@@ -260,10 +273,13 @@ def test_the_timeline_can_be_read(run):
         await tab.evaluate("document.querySelector('#timeline').focus()")
         await tab.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft")
         await tab.wait_for(
-            "document.querySelector('#moment').innerText.startsWith('1 s ago: fog, severity 3.0, α 0.75')"
+            "document.querySelector('#moment').innerText.startsWith("
+            "'1 s ago: fog, severity 3.0, fog α 0.75, the patch changed once')"
         )
         assert "Timeline of the last 1 min" in await tab.evaluate("document.querySelector('#timeline').ariaLabel")
         assert await tab.evaluate("getComputedStyle(document.querySelector('#timeline')).outlineStyle") == "solid"
+        await tab.evaluate("document.querySelector('#range').click()")
+        assert await tab.evaluate("document.querySelector('#range').ariaPressed") == "true"
         await tab.evaluate("document.querySelector('#timeline').blur()")
         assert await tab.text("#moment") == ""
 
