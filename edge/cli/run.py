@@ -171,6 +171,9 @@ def run(
         typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
     ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Start a video, images or an array again at the end, until stopped.")
+    ] = False,
     timings: Annotated[
         bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
     ] = False,
@@ -190,6 +193,7 @@ def run(
         rws run 0                                     # the first camera, until Ctrl-C
         rws run 0 --serve 127.0.0.1:8080              # and a page to watch it
         rws run video.mp4 --save annotated.mp4
+        rws run video.mp4 --loop --latest --serve 8080     # over and over, at its own speed
         rws run video.mp4 --corrupt fog:3 --save fog.mp4   # what would it see in fog?
         rws run "shots/*.png" --stream                # a sequence of images
         rws run clip.mp4 --jsonl - | head -3          # JSON lines on stdout, the rest on stderr
@@ -231,5 +235,6 @@ def run(
         watch,
         other_classes,
         limit,
+        loop,
     )
     RunSession(asked).run()

@@ -40,7 +40,8 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.capture.decoding.checks import Checks
 from rws.edge.sources.capture.protocol import NetworkOptions
-from rws.edge.sources.open import open_images, open_source
+from rws.edge.sources.open import check_repeatable, open_images, open_source
+from rws.edge.sources.repeated import RepeatedSource
 from rws.errors import FrameError, RwsError, SourceError
 from rws.records import Frame, SinkStatus
 from rws.text import shown
@@ -70,6 +71,7 @@ class RunOptions:
     watch: bool
     other_classes: bool
     limit: int | None
+    loop: bool
 
 
 class RunSession:
@@ -112,7 +114,9 @@ class RunSession:
 
     def _open(self, stack: ExitStack) -> None:
         options, keys = self._options, trusted_keys(self._options.keys)
-        source = self._open_source()
+        if options.loop:
+            check_repeatable(options.source)
+        source = RepeatedSource(self._open_source) if options.loop else self._open_source()
         self._source = stack.enter_context(source)
         self._stop = stack.enter_context(stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])

@@ -182,12 +182,22 @@ REFUSED = {
     "unknown strategy": (2, lambda t: [t / "ok", "--strategy", "fast"], "expected auto, live, split, inputs"),
     "no address": (2, lambda t: [t / "ok", "--serve", "here"], "is not an address"),
     "short token": (2, lambda t: [t / "ok", "--serve", "127.0.0.1:0", "--token", "abc"], "has 3 characters"),
+    "a repeated camera": (2, lambda t: ["0", "--loop"], "^error: camera 0: cannot be repeated; --loop takes video"),
+    "a repeated stream": (2, lambda t: ["rtsp://u:p@host/x", "--loop"], "^error: rtsp://host: cannot be repeated"),
+    "a repeated pipe": (2, lambda t: [make_pipe(t / "p"), "--loop"], "p: cannot be repeated"),
+    "a repeated test image": (2, lambda t: ["pattern", "--loop"], "pattern: cannot be repeated"),
+    "a repeated file that is not there": (4, lambda t: ["nowhere.mp4", "--loop"], "no such file"),
     "not a bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
 }
 
 
 def make_text(path):
     path.write_text("plain text " * 50)
+    return path
+
+
+def make_pipe(path):
+    os.mkfifo(path)
     return path
 
 
@@ -252,6 +262,20 @@ def test_a_truncated_bundle_is_refused_before_anything_is_written(bundle_path, r
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert "model.onnx" in result.stderr
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_video_is_repeated_until_the_limit(rws, video, tmp_path):
+    files = ["--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s.json"]
+    rws("run", video, "--loop", "--limit", 50, *files)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(50))
+    times = [line["media_time_s"] for line in lines]
+    np.testing.assert_allclose(np.diff(times), times[1] - times[0], atol=1e-3)
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["frames"] == 50
+    assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"] + summary["buffered"]
+    with open_source(tmp_path / "a.mp4") as source:
+        assert len(list(source)) == 50
 
 
 class EventSource(ArraySource):

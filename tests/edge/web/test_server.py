@@ -16,8 +16,8 @@ import pytest
 import rws.edge.web.jpeg
 import rws.edge.web.server
 from rws.edge.pipeline import STAGES
-from rws.edge.web import PageServer
 from rws.edge.tasks.annotate import annotate, draw
+from rws.edge.web import PageServer
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
 from rws.records import Frame
