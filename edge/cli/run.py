@@ -129,6 +129,12 @@ def run(
         ),
     ] = None,
     oracle_every: Annotated[int, typer.Option(min=1, help="Run the oracle on every n-th frame only.")] = 1,
+    min_severity: Annotated[
+        float, typer.Option(min=0, max=5, help="Patch only if the corruption is at least this severe; 0: always.")
+    ] = 0.0,
+    leave_clean: Annotated[
+        bool, typer.Option("--leave-clean", help="Never patch, whatever the oracle says; the page can change both.")
+    ] = False,
     retries: Annotated[
         int | None, optional(min=0, help="Consecutive reconnect attempts before giving up; default: unlimited.")
     ] = None,
@@ -206,6 +212,7 @@ def run(
     from rws.edge.sources.capture.decoding.checks import Checks
     from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
+    from rws.oracle.policy import PatchLimits
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
         source = [os.environ["RWS_SOURCE"]]  # one source: a pipeline or path may hold spaces
@@ -236,5 +243,6 @@ def run(
         other_classes,
         limit,
         loop,
+        PatchLimits(leave_clean, min_severity),
     )
     RunSession(asked).run()

@@ -43,6 +43,7 @@ from rws.edge.sources.capture.protocol import NetworkOptions
 from rws.edge.sources.open import check_repeatable, open_images, open_source
 from rws.edge.sources.repeated import RepeatedSource
 from rws.errors import FrameError, RwsError, SourceError
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
@@ -72,6 +73,7 @@ class RunOptions:
     other_classes: bool
     limit: int | None
     loop: bool
+    limits: PatchLimits
 
 
 class RunSession:
@@ -140,6 +142,7 @@ class RunSession:
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source)
         self._monitor.describe(pipeline)
+        self._monitor.limits = self._runtime.limits = options.limits
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
@@ -197,7 +200,7 @@ class RunSession:
                     if time.monotonic() - returned > RETURN_MEMORY_EVERY:
                         returned = time.monotonic()
                         return_memory()
-                    self._runtime.compare = self._outputs.watched
+                    self._runtime.compare, self._runtime.limits = self._outputs.watched, self._monitor.limits
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if self._summary.results == 0:
@@ -275,6 +278,7 @@ class RunSession:
             "independent": self._independent,
             "stopped": self._stop.is_set(),
             "corrupt": options.corrupt,
+            **asdict(status.limits),
             **self._summary.to_dict(status),
             "sinks": {name: asdict(sink) for name, sink in status.sinks.items()},
             "events": status.events,

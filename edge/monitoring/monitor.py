@@ -10,6 +10,7 @@ from rws.edge.monitoring.run_status import LOST, RECENT, Moment, RunStatus, RunT
 from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sources.base import Source
 from rws.errors import FrameError
+from rws.oracle.policy import NO_LIMITS
 from rws.records import Clock, SinkStatus, WallClock
 from rws.text import shown
 
@@ -59,6 +60,7 @@ class Monitor:
     ) -> None:
         self.source, self.bundle, self.strategy = source, bundle, strategy
         self.classes: Sequence[str] = ()  # that the bundle's model knows
+        self.limits = NO_LIMITS  # that a person wants; the loop looks before each frame, any thread may assign others
         self.events: Counter[str] = Counter()
         self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict  # the outputs' own counters
         self._clock, self._started = clock, clock()
@@ -137,6 +139,7 @@ class Monitor:
                 failed=len(failures),
                 failure=failures[-1] if failures else "",
                 timeline=moments,
+                limits=self.limits,
                 sinks=sinks,
             )
 

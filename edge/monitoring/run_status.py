@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
+from rws.oracle.policy import NO_LIMITS, PatchLimits
 from rws.records import SinkStatus, utc
 from rws.text import shown
 
@@ -107,6 +108,7 @@ class RunStatus:
     failed: int = 0  # of the newest `RECENT` delivered frames, those without a result
     failure: str = ""  # of the newest one of them
     timeline: tuple[Moment, ...] = ()
+    limits: PatchLimits = NO_LIMITS  # that a person has set
     sinks: Mapping[str, SinkStatus] = field(default_factory=dict)  # by output: `jsonl`, `csv`, `save`, `page`, …
 
     @property
@@ -128,6 +130,7 @@ class RunStatus:
         times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
         return {"schema": "status/1", **document, **times} | {
             "counts": {**counts, **rejected, **per_class, "corruptions": dict(self.totals.corruptions)},
+            "limits": asdict(self.limits),
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

@@ -34,6 +34,7 @@ from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
 from rws.errors import RwsError, first_line
 from rws.oracle.belief import FAMILIES
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
@@ -43,7 +44,7 @@ REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers sho
 LAST_WORDS = 0.6  # seconds in which viewers get the last frame and the last state
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
-SIGN_OUT = "/signout"
+SIGN_OUT, LIMITS = "/signout", "/limits"
 FULL = "too many viewers have the page open; try again later\n"
 PLAIN_ONLY = "this page answers to GET and HEAD only\n"
 CLIPPING = "another clip is being encoded; try again in a moment\n"
@@ -57,6 +58,7 @@ SECURITY = {
     "Server": "rws",
     "X-Content-Type-Options": "nosniff",
 }
+BAD_LIMITS = "expected leave_clean=0 or 1, min_severity=0 to 5, or both\n"
 NO_FRAME = "no frame received yet\n"
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
 VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
@@ -187,6 +189,7 @@ class PageServer(Closing):
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
         application.router.add_post(SIGN_OUT, self._auth.sign_out)
+        application.router.add_post(LIMITS, self._set_limits)
         parts, reports = f"multipart/x-mixed-replace; boundary={BOUNDARY}", "text/event-stream"
         application.router.add_get("/stream.mjpg", partial(self._stream, parts, self._parts), allow_head=False)
         application.router.add_get("/events", partial(self._stream, reports, self._events), allow_head=False)
@@ -197,7 +200,7 @@ class PageServer(Closing):
         """Answer a request, or refuse and count it; after anything but a plain request the connection is closed."""
         with self._connections.serving(request) as connection:
             response: web.StreamResponse
-            if refusal := self._auth.refusal(request, connection.address) or _unusual(request):
+            if refusal := self._auth.refusal(request, connection.address) or self._unusual(request):
                 reason, response = refusal
                 self._connections.refused[reason] += 1
             elif not self._connections.admit(connection):
@@ -209,6 +212,15 @@ class PageServer(Closing):
             if response.status in (405, 413, 503) or request.body_exists or "Upgrade" in request.headers:
                 response.force_close()
             return response
+
+    def _unusual(self, request: web.Request) -> tuple[str, web.Response] | None:
+        """Return why a request is refused although its sender has access, and the answer."""
+        if request.method not in ("GET", "HEAD"):
+            if request.method != "POST" or request.path not in (SIGN_OUT, LIMITS):
+                return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
+            if refusal := self._auth.foreign(request):
+                return refusal
+        return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
 
     async def _frame(self, request: web.Request) -> web.Response:
         return _file(await self._encoder.newest(), "image/jpeg")
@@ -227,6 +239,17 @@ class PageServer(Closing):
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
+
+    async def _set_limits(self, request: web.Request) -> web.Response:
+        """Change when the policy may patch, by what the query says: the loop looks before its next frame."""
+        query, limits = request.query, self.monitor.limits
+        try:
+            leave_clean = {"0": False, "1": True}[query.get("leave_clean", str(int(limits.leave_clean)))]
+            self.monitor.limits = PatchLimits(leave_clean, float(query.get("min_severity", limits.min_severity)))
+        except (KeyError, ValueError):
+            return web.Response(status=400, text=BAD_LIMITS)
+        self.monitor.count_event("limits_set")
+        return _json_response(asdict(self.monitor.limits))
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         encode, kind = choose_encoder(request.headers.get("Accept", ""))
@@ -327,13 +350,6 @@ def _worth_telling(record: logging.LogRecord) -> bool:
 def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     # Of one connection, which a client can provoke; asyncio would print a traceback.
     log.debug("page: %s: %s", context["message"], context.get("exception", ""))
-
-
-def _unusual(request: web.Request) -> tuple[str, web.Response] | None:
-    """Return why a request is refused whoever sends it, and the answer."""
-    if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", SIGN_OUT):
-        return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
-    return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
 
 
 def _file(content: bytes | None, kind: str, ending: str = "") -> web.Response:

@@ -23,6 +23,7 @@ let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
 let refused = false;
+let setting = false; // whether a person is moving a control
 let over = null; // how the run has ended: `source`, `stopped` or `run`
 let spokenAt = -Infinity;
 let watchedAt = 0;
@@ -71,6 +72,18 @@ setInterval(() => {
   if (events !== null && performance.now() - heardAt > QUIET_AFTER * 1e3) lose();
   showState();
 }, 500);
+
+async function setLimits() {
+  const query = `leave_clean=${Number($("leave-clean").checked)}&min_severity=${$("min-severity").value}`;
+  await fetch(`limits?${query}`, { method: "POST" }).catch(() => null);
+  setting = false; // the next event says what is in effect
+}
+
+for (const id of ["leave-clean", "min-severity"]) $(id).addEventListener("change", setLimits);
+$("min-severity").addEventListener("input", () => {
+  setting = true;
+  $("least").value = fixed(Number($("min-severity").value), 1);
+});
 
 $("range").addEventListener("click", () => {
   $("range").ariaPressed = String(timeline.switchRange());
@@ -129,10 +142,11 @@ function show(next) {
   if (result) {
     showPrediction(result);
     showBelief(result.belief);
-    showMix(result.mix);
+    showMix(result, next.limits);
     showTimes();
     speak(result);
   }
+  showLimits(next.limits);
   showSource(next);
   showState();
   timeline.draw();
@@ -166,10 +180,21 @@ function showBelief(belief) {
   rows($("belief"), ranked.map(([key, p]) => [key, p, percent(p)]));
 }
 
-function showMix(mix) {
+function showMix({ mix, belief }, limits) {
   const ranked = Object.entries(mix).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   rows($("mix"), ranked.map(([key, alpha]) => [key, Math.abs(alpha), `α ${fixed(alpha, 2)}`]));
   $("no-mix").hidden = ranked.length > 0;
+  const below = belief.severity < limits.min_severity;
+  const why = limits.leave_clean ? "left clean by hand" : below ? `severity below ${fixed(limits.min_severity, 1)}` : "";
+  $("no-mix").textContent = why ? `none: ${why}` : "none, clean weights";
+}
+
+/** Show the limits that are in effect, unless a person is changing them. */
+function showLimits(limits) {
+  if (setting) return;
+  $("leave-clean").checked = limits.leave_clean;
+  $("min-severity").value = limits.min_severity;
+  $("least").value = fixed(limits.min_severity, 1);
 }
 
 function showTimes() {
@@ -242,6 +267,7 @@ function showState() {
   else delete $("stamp").dataset.at;
   const age = stale === "ended" ? "last" : "stale";
   $("stamp").textContent = $("stamp").dataset.at ? `${age} frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  for (const id of ["leave-clean", "min-severity"]) $(id).disabled = !connected;
   $("save").hidden = !connected || !report?.result;
   $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;

@@ -278,6 +278,49 @@ def test_a_video_is_repeated_until_the_limit(rws, video, tmp_path):
         assert len(list(source)) == 50
 
 
+def mixes(path):
+    return [json.loads(line)["mix"] for line in path.read_text().splitlines()]
+
+
+def test_a_patch_can_be_held_back_by_hand(rws, tmp_path):
+    np.save(tmp_path / "images.npy", noisy(12))
+    lines, summary = tmp_path / "r.jsonl", tmp_path / "s.json"
+    run = ("run", tmp_path / "images.npy", "--jsonl", lines, "--json", summary)
+    rws(*run)
+    before = mixes(lines)
+    severities = [json.loads(line)["belief"]["severity"] for line in lines.read_text().splitlines()]
+    assert any(before)
+    assert json.loads(summary.read_text())["leave_clean"] is False
+    rws(*run, "--leave-clean")
+    assert mixes(lines) == [{}] * 12
+    assert json.loads(summary.read_text())["leave_clean"] is True
+    least = round(float(np.median(severities)), 1)
+    rws(*run, "--min-severity", least)
+    assert mixes(lines) == [mix if severity >= least else {} for mix, severity in zip(before, severities, strict=True)]
+    assert json.loads(summary.read_text())["min_severity"] == least
+    refused = runner.invoke(app, ["run", str(tmp_path / "images.npy"), "--min-severity", "5.1"])
+    assert refused.exit_code == 2
+    assert "less than or equal to 5" in refused.output
+
+
+def test_the_page_holds_the_patch_back_while_the_loop_runs(running):
+    _, page = running
+
+    def ask(query):
+        with urllib.request.urlopen(urllib.request.Request(f"{page}limits?{query}", method="POST"), timeout=5) as answer:
+            return json.load(answer)
+
+    wait_for(lambda: status_of(page)["result"])
+    for leave_clean in (True, False):
+        assert ask(f"leave_clean={int(leave_clean)}&min_severity=0")["leave_clean"] is leave_clean
+        index = status_of(page)["result"]["index"]
+        wait_for(lambda index=index: status_of(page)["result"]["index"] > index + 5)
+        status = status_of(page)
+        assert status["limits"] == {"leave_clean": leave_clean, "min_severity": 0}
+        assert not (leave_clean and status["result"]["mix"])
+    assert status["events"]["limits_set"] == 2
+
+
 class EventSource(ArraySource):
     """Eight frames; before the frame number `at` something happens."""
 

@@ -47,6 +47,7 @@ def test_before_the_first_result(monitor, clock):
         "failed": 0,
         "failure": "",
         "timeline": [],
+        "limits": {"leave_clean": False, "min_severity": 0.0},
         "sinks": {},
         "source": {
             "name": "camera 0",

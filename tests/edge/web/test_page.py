@@ -16,6 +16,7 @@ from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 from rws.edge.web.jpeg import JpegEncoder
 from rws.oracle.belief import certain
+from rws.oracle.policy import PatchLimits
 from rws.records import Prediction, SinkStatus
 from support import browser
 from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result
@@ -262,6 +263,53 @@ def test_the_token_leaves_the_address(run):
 
     tab, _ = run(look, token="open-sesame")
     assert tab.complaints == []
+
+
+@pytest.mark.parametrize("token", [None, "open-sesame"])
+def test_the_limits_of_the_patch_are_set_by_hand(run, token):
+    async def look(tab, show, server, stop):
+        monitor = server.monitor
+        monitor.limits = PatchLimits(min_severity=1.5)
+        show(FOGGY)
+        await tab.wait_for("document.querySelector('#least').value === '1.5'")
+        await tab.evaluate("document.querySelector('#leave-clean').click()")
+        await asyncio.to_thread(wait_until, lambda: monitor.limits == PatchLimits(True, 1.5))
+        show(replace(FOGGY, index=8, mix={}))
+        await tab.wait_for("document.querySelector('#no-mix').textContent === 'none: left clean by hand'")
+        await tab.evaluate("document.querySelector('#leave-clean').click()")
+        await tab.evaluate("document.querySelector('#min-severity').focus()")
+        for _ in range(4):
+            for kind in ("keyDown", "keyUp"):
+                await tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", windowsVirtualKeyCode=39)
+        await asyncio.to_thread(wait_until, lambda: monitor.limits == PatchLimits(False, 3.5))
+        await tab.wait_for("document.querySelector('#no-mix').textContent === 'none: severity below 3.5'")
+        monitor.limits = PatchLimits()  # by another viewer
+        await tab.wait_for("document.querySelector('#least').value === '0.0'")
+        assert await tab.evaluate("document.querySelector('#min-severity').value") == "0"
+        assert tab.complaints == []
+
+    run(look, token=token)
+
+
+def test_a_frame_and_a_clip_can_be_saved(run, tmp_path):
+    async def look(tab, show, server, stop):
+        assert await tab.evaluate("document.querySelector('#save').hidden")
+        show(FOGGY)
+        await tab.wait_for(SHOWN)
+        await tab.wait_for("document.querySelector('#save').checkVisibility()")
+        await tab.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        for ending in ("jpg", "mp4"):
+            await tab.evaluate(f"document.querySelector('#save [href$={ending}]').click()")
+            await asyncio.to_thread(wait_until, lambda ending=ending: list(tmp_path.glob(f"rws-*.{ending}")))
+        (frame,) = tmp_path.glob("rws-*.jpg")
+        assert cv2.imread(str(frame)).shape == (320, 620, 3)
+        (clip,) = tmp_path.glob("rws-*.mp4")
+        assert cv2.VideoCapture(str(clip)).read()[1].shape == (320, 320, 3)
+        stop()
+        await tab.wait_for("document.querySelector('#save').hidden")
+        assert await tab.evaluate("document.querySelector('#leave-clean').disabled")
+
+    run(look)
 
 
 def test_the_timeline_can_be_read(run):

@@ -20,6 +20,7 @@ from rws.edge.tasks.annotate import annotate, draw
 from rws.edge.web import PageServer
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame
 from support.fakes import StillClock, make_frame, make_result
 from support.http import Events, PartReader, get, read_until, stream, wait_until
@@ -86,6 +87,28 @@ def test_nothing_else_is_served(server, path, status):
 @pytest.mark.parametrize("path", ["/", "/health", "/events", "/stream.mjpg"])
 def test_nothing_can_be_changed(server, path):
     assert get(server, path, method="POST")[0] == 405
+
+
+def test_the_limits_of_the_patch_can_be_set(server, monitor):
+    assert json.loads(get(server, "/api/status")[2])["limits"] == {"leave_clean": False, "min_severity": 0.0}
+    status, _, body = get(server, "/limits?leave_clean=1&min_severity=2.5", method="POST")
+    assert (status, json.loads(body)) == (200, {"leave_clean": True, "min_severity": 2.5})
+    assert monitor.limits == PatchLimits(True, 2.5)
+    assert get(server, "/limits?leave_clean=0", method="POST")[0] == 200
+    assert monitor.limits == PatchLimits(False, 2.5)
+    assert monitor.status().events == {"limits_set": 2}
+    assert get(server, "/limits?leave_clean=1")[0] == 405  # no link may do it
+    assert monitor.limits == PatchLimits(False, 2.5)
+
+
+@pytest.mark.parametrize(
+    "query", ["min_severity=6", "min_severity=nan", "min_severity=", "min_severity=-1", "leave_clean=yes", "leave_clean="]
+)
+def test_bad_limits_are_one_line_and_change_nothing(server, monitor, query):
+    status, _, body = get(server, f"/limits?{query}", method="POST")
+    assert (status, body) == (400, b"expected leave_clean=0 or 1, min_severity=0 to 5, or both\n")
+    assert monitor.limits == PatchLimits()
+    assert not monitor.status().events
 
 
 def test_the_newest_frame(server):
