@@ -326,7 +326,7 @@ class _Reports:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._made_at = -math.inf
-        self._made: dict[tuple[float | str, ...], tuple[bytes, float]] = {}
+        self._made: dict[tuple[object, ...], tuple[bytes, float]] = {}
 
     def newest(self, since: float, fixed: Mapping[str, object]) -> tuple[bytes, float]:
         """Return an event with the timeline from `since` on and what is `fixed`, and from when on the next one is."""

@@ -307,7 +307,8 @@ def test_the_page_holds_the_patch_back_while_the_loop_runs(running):
     _, page = running
 
     def ask(query):
-        with urllib.request.urlopen(urllib.request.Request(f"{page}limits?{query}", method="POST"), timeout=5) as answer:
+        request = urllib.request.Request(f"{page}limits?{query}", method="POST")
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return json.load(answer)
 
     wait_for(lambda: status_of(page)["result"])

@@ -102,7 +102,8 @@ def test_the_limits_of_the_patch_can_be_set(server, monitor):
 
 
 @pytest.mark.parametrize(
-    "query", ["min_severity=6", "min_severity=nan", "min_severity=", "min_severity=-1", "leave_clean=yes", "leave_clean="]
+    "query",
+    ["min_severity=6", "min_severity=nan", "min_severity=", "min_severity=-1", "leave_clean=yes", "leave_clean="],
 )
 def test_bad_limits_are_one_line_and_change_nothing(server, monitor, query):
     status, _, body = get(server, f"/limits?{query}", method="POST")
