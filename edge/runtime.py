@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,8 +165,9 @@ class Runtime(Closing):
         self._count += 1
         self._frame = frame  # so that `Result.plot` finds the newest one
         try:
-            clocks: dict[str, Any] = {"clock": self.clock, "wall_clock": self.wall_clock}
-            result = self._pipeline.step(frame, held, limits=self.limits, read_ms=read_ms, **clocks)
+            result = self._pipeline.step(
+                frame, held, limits=self.limits, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock
+            )
             if self.compare or frame.original is not None:
                 result = self._pipeline.compare(frame, result)
         except FrameError as error:

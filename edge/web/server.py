@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.resources import files
@@ -41,7 +40,7 @@ from rws.text import shown
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
 REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
-LAST_WORDS = 0.6  # seconds in which viewers get the last frame and the last state
+LAST_WORDS = 0.9  # seconds in which viewers get the last frame and the last state
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
 SIGN_OUT, LIMITS = "/signout", "/limits"
@@ -294,30 +293,26 @@ class PageServer(Closing):
                 head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 yield head.encode() + jpeg + b"\r\n"
                 shown = jpeg
-            await self._pause(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
+            await asyncio.sleep(min(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()), EVENT_PERIOD))
         if shown is not None:
             yield f"--{BOUNDARY}--\r\n".encode()
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
         since, classes = 0.0, None
-        fixed: Mapping[str, object] = {"version": installed_version(), "sign_out": self.token is not None}
+        known = {**VOCABULARY, "version": installed_version(), "sign_out": self.token is not None}
         while not self._stop.is_set():
+            fixed: Mapping[str, object] = {}
             if self.monitor.classes is not classes:  # at first, and after a swap
                 classes = self.monitor.classes
-                fixed = {**fixed, **VOCABULARY, "classes": list(map(shown, classes))}
+                fixed = {**known, "classes": list(map(shown, classes))}
             event, since = self._reports.newest(since, fixed)
             yield event
-            fixed = {}
-            await self._pause(EVENT_PERIOD)
+            await asyncio.sleep(EVENT_PERIOD)
         await asyncio.sleep(LAST_WORDS / 3)  # the last frame first
         source = self.monitor.source
         ended = "stopped" if source.stopped else "source" if source.state == "ended" else "run"
         yield self._reports.newest(since, {"ended": ended})[0]
-
-    async def _pause(self, seconds: float) -> None:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
 
 
 class _Reports:

@@ -250,7 +250,7 @@ def test_events_carry_the_whole_timeline_once(server, monitor, clock):
         assert [moment["at"] for moment in second["timeline"]] == [4]
         assert not {"stages", "classes", "version"} & set(second)
         monitor.classes = ("ship",)  # as after a swap
-        wait_until(lambda: events.next().get("classes") == ["ship"])
+        wait_until(lambda: (event := events.next()).get("classes") == ["ship"] and "sign_out" in event)
         monitor.add(make_result(9, label="dog"))
         wait_until(lambda: (event := events.next())["result"]["label"] == "dog" and len(event["timeline"]) == 2)
         for _ in range(4):
