@@ -5,6 +5,7 @@ import { Timeline, name, swatch } from "./timeline.js";
 const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
 const PATIENCE = 5; // seconds until an image stream that shows nothing is requested again
 const RETRY = 1500; // milliseconds
+const SETTLE = 600; // milliseconds after a change by hand until the control follows the events again
 const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
 
 const $ = (id) => document.getElementById(id);
@@ -23,7 +24,7 @@ let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
 let refused = false;
-let setting = false; // whether a person is moving a control
+let setting = 0; // changes by hand that events may not know yet
 let over = null; // how the run has ended: `source`, `stopped` or `run`
 let spokenAt = -Infinity;
 let watchedAt = 0;
@@ -74,14 +75,14 @@ setInterval(() => {
 }, 500);
 
 async function setLimits() {
+  setting += 1;
   const query = `leave_clean=${Number($("leave-clean").checked)}&min_severity=${$("min-severity").value}`;
   await fetch(`limits?${query}`, { method: "POST" }).catch(() => null);
-  setting = false; // the next event says what is in effect
+  setTimeout(() => { setting -= 1; }, SETTLE); // then events say what is in effect
 }
 
 for (const id of ["leave-clean", "min-severity"]) $(id).addEventListener("change", setLimits);
 $("min-severity").addEventListener("input", () => {
-  setting = true;
   $("least").value = fixed(Number($("min-severity").value), 1);
 });
 
@@ -191,7 +192,7 @@ function showMix({ mix, belief }, limits) {
 
 /** Show the limits that are in effect, unless a person is changing them. */
 function showLimits(limits) {
-  if (setting) return;
+  if (setting || document.activeElement === $("min-severity") && $("min-severity").matches(":active")) return;
   $("leave-clean").checked = limits.leave_clean;
   $("min-severity").value = limits.min_severity;
   $("least").value = fixed(limits.min_severity, 1);
