@@ -23,7 +23,7 @@ from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification
 from rws.errors import FrameError, InputError, RwsError, first_line, from_library
 from rws.oracle.belief import Belief, CorruptionOracle
-from rws.oracle.policy import STEP, Policy
+from rws.oracle.policy import NO_LIMITS, STEP, PatchLimits, Policy
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Clock, Frame, Mix, Prediction, WallClock, utc
 from rws.text import shown
@@ -52,6 +52,7 @@ class Result:
     unpatched: Any = None  # the clean model's output for the same frame; None if not asked for
     on_original: Any = None  # its output for the frame before it was corrupted on purpose, if it was
     media_time: float | None = None  # of the frame, seconds of its source's own time line; None: it has none
+    seen: tuple[int, int, int, int] | None = None  # by the model, of the frame: see `Placement.seen`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", shown(self.name))
@@ -140,6 +141,7 @@ class Result:
             "on_original": None if self.on_original is None else self._summary_record(self.on_original),
             "times_ms": {stage: round(ms, 4) for stage, ms in self.times_ms.items()},
             "media_time_s": None if self.media_time is None else round(self.media_time, 6),
+            "seen": None if self.seen is None else list(self.seen),
         }
 
     def _summary_record(self, output: Any) -> dict[str, object]:
@@ -185,6 +187,7 @@ class Pipeline:
         frame: Frame,
         held: Result | None = None,
         *,
+        limits: PatchLimits = NO_LIMITS,
         read_ms: float = 0.0,
         clock: Clock = time.monotonic,
         wall_clock: WallClock = time.time,
@@ -194,6 +197,7 @@ class Pipeline:
         Args:
             frame: uint8 (H, W, 3), RGB, any size, with a finite time; otherwise an `InputError`.
             held: keep the belief and the mix of this result, and do not ask the oracle; None asks it.
+            limits: when the policy may patch.
             read_ms: what reading the frame took.
             clock: the one that stamps the frames.
             wall_clock: read once, for the time of day of the capture.
@@ -208,7 +212,7 @@ class Pipeline:
             belief = self._observe(view, frame.media_time) if held is None else held.belief
             marks.append(clock())
             stage.failure = "bad_mix"
-            mix = self._choose(belief) if held is None else held.mix
+            mix = self._choose(belief, limits) if held is None else held.mix
             marks.append(clock())
             changed = self.model.apply(mix)
             marks.append(clock())
@@ -233,6 +237,7 @@ class Pipeline:
             frame_ref=weakref.ref(frame),
             observed=held is None,
             media_time=frame.media_time,
+            seen=placement.seen,
         )
 
     def compare(self, frame: Frame, result: Result) -> Result:
@@ -275,7 +280,10 @@ class Pipeline:
             return self.oracle.observe(x)
         return self.filter.update(self.oracle.observe(x), media_time)
 
-    def _choose(self, belief: Belief) -> Mix:
+    def _choose(self, belief: Belief, limits: PatchLimits) -> Mix:
+        if not limits.allow(belief):
+            self.policy.reset()
+            return {}
         mix = self.policy.choose(belief)
         if not all(abs(alpha) <= self.alpha_limit for alpha in mix.values()):
             raise InputError(f"policy: chose {describe_mix(mix)}, expected strengths up to {self.alpha_limit:g}")

@@ -131,6 +131,15 @@ class Placement:
     left: float
     top: float
 
+    @property
+    def seen(self) -> tuple[int, int, int, int] | None:
+        """The part of the frame that the model sees: left, top, right, bottom, in its pixels; None if it is all."""
+        (height, width), (rows, columns) = self.frame_size, self.input_size
+        left, right = (round((x - self.left) / self.scale_x) for x in (0, columns))
+        top, bottom = (round((y - self.top) / self.scale_y) for y in (0, rows))
+        box = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        return None if box == (0, 0, width, height) else box
+
     def to_frame(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Return boxes (N, 4), x0 y0 x1 y1 in pixels of the input, in pixels of the frame: float32, within it."""
         shift, scale = (self.left, self.top) * 2, (self.scale_x, self.scale_y) * 2

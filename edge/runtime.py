@@ -22,6 +22,7 @@ from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import FrameError, InputError
+from rws.oracle.policy import NO_LIMITS
 from rws.records import Clock, Frame, WallClock
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,11 @@ class Runtime(Closing):
             raise InputError(f"oracle_every is {oracle_every}, expected at least 1")
         self.compare = False  # whether the clean model runs on each frame as well (`Result.unpatched`)
         self.rejections: Counter[str] = Counter()  # frames of this stream without a result, by `FrameError.reason`
+        self.limits = NO_LIMITS  # when the policy may patch; assign others at any time between two frames
         self.clock, self.wall_clock = clock, wall_clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
         self._last: Result | None = None
+        self._limited = NO_LIMITS  # the limits of the last frame
         self._frame: Frame | None = None
 
     @classmethod
@@ -157,11 +160,14 @@ class Runtime(Closing):
     close = reset
 
     def _process(self, frame: Frame, read_ms: float = 0.0) -> Result:
-        held = self._last if self._count % self._oracle_every else None
+        held = self._last if self._count % self._oracle_every and self.limits == self._limited else None
+        self._limited = self.limits
         self._count += 1
         self._frame = frame  # so that `Result.plot` finds the newest one
         try:
-            result = self._pipeline.step(frame, held, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock)
+            result = self._pipeline.step(
+                frame, held, limits=self.limits, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock
+            )
             if self.compare or frame.original is not None:
                 result = self._pipeline.compare(frame, result)
         except FrameError as error:

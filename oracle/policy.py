@@ -35,6 +35,25 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
+class PatchLimits:
+    """What a person allows a policy, whatever the oracle says; InputError if the severity is not in 0…5."""
+
+    leave_clean: bool = False  # never patch
+    min_severity: float = 0.0  # patch only if the most probable type has this severity or more
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_severity <= 5:
+            raise InputError(f"the least severity for a patch is {self.min_severity}, expected 0 to 5")
+
+    def allow(self, belief: Belief) -> bool:
+        """Return whether the policy may choose a patch for this belief."""
+        return not self.leave_clean and belief.type_severity >= self.min_severity
+
+
+NO_LIMITS = PatchLimits()
+
+
+@dataclass(frozen=True)
 class GainTable:
     """Accuracy of each action in each state; FormatError if the arrays do not fit together or are out of range."""
 

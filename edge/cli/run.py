@@ -129,6 +129,12 @@ def run(
         ),
     ] = None,
     oracle_every: Annotated[int, typer.Option(min=1, help="Run the oracle on every n-th frame only.")] = 1,
+    min_severity: Annotated[
+        float, typer.Option(min=0, max=5, help="Patch only if the corruption is at least this severe; 0: always.")
+    ] = 0.0,
+    leave_clean: Annotated[
+        bool, typer.Option("--leave-clean", help="Never patch, whatever the oracle says; the page can change both.")
+    ] = False,
     retries: Annotated[
         int | None, optional(min=0, help="Consecutive reconnect attempts before giving up; default: unlimited.")
     ] = None,
@@ -171,6 +177,9 @@ def run(
         typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
     ] = False,
     limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Start a video, images or an array again at the end, until stopped.")
+    ] = False,
     timings: Annotated[
         bool, typer.Option("--timings", help="Print stage times, rates and frame counters, of images too; as -v does.")
     ] = False,
@@ -190,6 +199,7 @@ def run(
         rws run 0                                     # the first camera, until Ctrl-C
         rws run 0 --serve 127.0.0.1:8080              # and a page to watch it
         rws run video.mp4 --save annotated.mp4
+        rws run video.mp4 --loop --latest --serve 8080     # over and over, at its own speed
         rws run video.mp4 --corrupt fog:3 --save fog.mp4   # what would it see in fog?
         rws run "shots/*.png" --stream                # a sequence of images
         rws run clip.mp4 --jsonl - | head -3          # JSON lines on stdout, the rest on stderr
@@ -202,6 +212,7 @@ def run(
     from rws.edge.sources.capture.decoding.checks import Checks
     from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
+    from rws.oracle.policy import PatchLimits
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
         source = [os.environ["RWS_SOURCE"]]  # one source: a pipeline or path may hold spaces
@@ -231,5 +242,7 @@ def run(
         watch,
         other_classes,
         limit,
+        loop,
+        PatchLimits(leave_clean, min_severity),
     )
     RunSession(asked).run()

@@ -40,8 +40,10 @@ from rws.edge.runtime import Runtime
 from rws.edge.sources.base import Source
 from rws.edge.sources.capture.decoding.checks import Checks
 from rws.edge.sources.capture.protocol import NetworkOptions
-from rws.edge.sources.open import open_images, open_source
+from rws.edge.sources.open import check_repeatable, open_images, open_source
+from rws.edge.sources.repeated import RepeatedSource
 from rws.errors import FrameError, RwsError, SourceError
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
@@ -70,6 +72,8 @@ class RunOptions:
     watch: bool
     other_classes: bool
     limit: int | None
+    loop: bool
+    limits: PatchLimits
 
 
 class RunSession:
@@ -112,7 +116,9 @@ class RunSession:
 
     def _open(self, stack: ExitStack) -> None:
         options, keys = self._options, trusted_keys(self._options.keys)
-        source = self._open_source()
+        if options.loop:
+            check_repeatable(options.source)
+        source = RepeatedSource(self._open_source) if options.loop else self._open_source()
         self._source = stack.enter_context(source)
         self._stop = stack.enter_context(stop_on_signal(source))
         options.outputs.check([*map(Path, options.source), *source.paths])
@@ -134,7 +140,9 @@ class RunSession:
             self._changes.append(corrupter(options.corrupt, lambda: size(self._runtime)))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}")
-        self._monitor = Monitor(source, bundle=pipeline.name, strategy=pipeline.model.strategy)
+        self._monitor = Monitor(source)
+        self._monitor.describe(pipeline)
+        self._monitor.limits = self._runtime.limits = options.limits
         self._outputs = Outputs(options.outputs, stack, source, self._monitor, self._console)
         self._systemd = stack.enter_context(SystemdNotifier())
         self._monitor.sinks = self._sinks
@@ -192,7 +200,7 @@ class RunSession:
                     if time.monotonic() - returned > RETURN_MEMORY_EVERY:
                         returned = time.monotonic()
                         return_memory()
-                    self._runtime.compare = self._outputs.watched
+                    self._runtime.compare, self._runtime.limits = self._outputs.watched, self._monitor.limits
         except SourceError as error:
             # What came before the loss is worth keeping: the sinks close as they would at the end of a file.
             if self._summary.results == 0:
@@ -245,7 +253,7 @@ class RunSession:
         if pipeline is None:
             return
         self._runtime.pipeline = pipeline
-        self._monitor.bundle, self._monitor.strategy = pipeline.name, pipeline.model.strategy
+        self._monitor.describe(pipeline)
         self._monitor.count_event("bundle_swapped")
         self._console.print(f"bundle swapped: now {pipeline.name}, {pipeline.model.description}")
 
@@ -270,6 +278,7 @@ class RunSession:
             "independent": self._independent,
             "stopped": self._stop.is_set(),
             "corrupt": options.corrupt,
+            **asdict(status.limits),
             **self._summary.to_dict(status),
             "sinks": {name: asdict(sink) for name, sink in status.sinks.items()},
             "events": status.events,

@@ -23,12 +23,16 @@ def registry(monitor: Monitor) -> CollectorRegistry:
     return found
 
 
+def installed_version() -> str:
+    """Return the version of this package; "" if it is a checkout that was not installed."""
+    with suppress(PackageNotFoundError):
+        return version("rws-edge")
+    return ""
+
+
 class _RunCollector(Collector):
     def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self.version = ""
-        with suppress(PackageNotFoundError):  # a checkout that was not installed
-            self.version = version("rws-edge")
+        self.monitor, self.version = monitor, installed_version()
 
     def collect(self) -> Iterator[Metric]:
         status = self.monitor.status()

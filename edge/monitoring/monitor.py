@@ -3,18 +3,21 @@
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rws.edge.monitoring.run_status import LOST, RECENT, Moment, RunStatus, RunTotals, SourceStatus
-from rws.edge.pipeline import Result
+from rws.edge.pipeline import Pipeline, Result
 from rws.edge.sources.base import Source
 from rws.errors import FrameError
+from rws.oracle.policy import NO_LIMITS
 from rws.records import Clock, SinkStatus, WallClock
 from rws.text import shown
 
 RATE_WINDOW = 3.0  # seconds over which frames per second are counted
 TIMELINE_STEP = 1.0  # seconds of one point of the timeline
+NEW = 300.0  # seconds of the timeline after which its points are joined to longer ones
+JOINED_STEP = 10.0  # seconds of one of these
 
 
 @dataclass
@@ -23,6 +26,7 @@ class _Second:
 
     at: float
     frames: int = 0
+    changes: int = 0
     last: Result | None = None
     lost: bool = False
 
@@ -31,12 +35,15 @@ class _Second:
             return Moment(self.at, lost=self.lost)
         belief, alpha = self.last.belief, sum(self.last.mix.values())
         severity = round(belief.type_severity, 2)
-        return Moment(self.at, self.frames, belief.type, severity, round(alpha, 3), self.last.summary[0], self.lost)
+        mix = {name: round(alpha, 2) for name, alpha in self.last.mix.items()}
+        seen = self.frames, belief.type, severity, round(alpha, 3), self.last.summary[0]
+        return Moment(self.at, *seen, self.lost, self.changes, mix)
 
 
 class Monitor:
     """Keeps the latest result, rates and totals of a run in bounded memory, and a timeline of `window` seconds.
 
+    The timeline has a moment per second of the last five minutes, and one per ten seconds of the time before.
     One thread calls `add`, `reject` and `idle`; any may call `status` and `count_event`. The clock is the one that
     stamps frames.
     """
@@ -47,11 +54,13 @@ class Monitor:
         *,
         bundle: str = "",
         strategy: str = "",
-        window: float = 300.0,
+        window: float = 3600.0,
         clock: Clock = time.monotonic,
         wall_clock: WallClock = time.time,
     ) -> None:
         self.source, self.bundle, self.strategy = source, bundle, strategy
+        self.classes: Sequence[str] = ()  # that the bundle's model knows
+        self.limits = NO_LIMITS  # that a person wants; the loop looks before each frame, any thread may assign others
         self.events: Counter[str] = Counter()
         self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict  # the outputs' own counters
         self._clock, self._started = clock, clock()
@@ -59,11 +68,15 @@ class Monitor:
         self._lock = threading.Lock()
         self._last: Result | None = None
         self._last_at: float | None = None
-        self._arrivals, self._timeline = deque[float](), deque[Moment]()
+        self._arrivals, self._timeline, self._joined = deque[float](), deque[Moment](), deque[Moment]()
         self._results, self._mix_changes, self._window = 0, 0, window
         self._classes, self._corruptions, self._rejected = Counter[str](), Counter[str](), Counter[str]()
         self._failures = deque[str](maxlen=RECENT)  # why the newest frames have no result; "" for one that has
         self._second: _Second | None = None
+
+    def describe(self, pipeline: Pipeline) -> None:
+        """Note what the frames go through from now on."""
+        self.bundle, self.strategy, self.classes = pipeline.name, pipeline.model.strategy, pipeline.task.classes
 
     def add(self, result: Result) -> None:
         """Count one result; call it in the frame loop's thread."""
@@ -79,6 +92,7 @@ class Monitor:
             self._corruptions[corruption] += 1
             second = self._current(now)
             second.frames += 1
+            second.changes += result.changed
             second.last = result
 
     def reject(self, error: FrameError) -> None:
@@ -109,7 +123,7 @@ class Monitor:
             moments: tuple[Moment, ...] = ()
             if since is not None:
                 second = [self._second.moment()] if self._second else []
-                moments = tuple(moment for moment in (*self._timeline, *second) if moment.at >= since)
+                moments = tuple(moment for moment in (*self._joined, *self._timeline, *second) if moment.at >= since)
             return RunStatus(
                 started_at=self._started_at,
                 written_at=self._wall_clock(),
@@ -125,6 +139,7 @@ class Monitor:
                 failed=len(failures),
                 failure=failures[-1] if failures else "",
                 timeline=moments,
+                limits=self.limits,
                 sinks=sinks,
             )
 
@@ -138,6 +153,14 @@ class Monitor:
             if self._second is not None:
                 self._timeline.append(self._second.moment())
             self._second = _Second(at)
-            while self._timeline and self._timeline[0].at <= at - self._window:
-                self._timeline.popleft()
+            self._thin(at)
         return self._second
+
+    def _thin(self, now: float) -> None:
+        while self._timeline and self._timeline[0].at <= now - min(NEW, self._window):
+            moment = self._timeline.popleft()
+            if self._joined and moment.at // JOINED_STEP == self._joined[-1].at // JOINED_STEP:
+                moment = self._joined.pop().joined(moment)
+            self._joined.append(moment)
+        while self._joined and self._joined[0].at + self._joined[0].seconds <= now - self._window + TIMELINE_STEP:
+            self._joined.popleft()

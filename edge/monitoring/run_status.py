@@ -1,10 +1,11 @@
 """The state and the totals of a run: one record that status line, page, metrics, health check and report read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from rws.edge.pipeline import Result
 from rws.edge.sources.base import Source
+from rws.oracle.policy import NO_LIMITS, PatchLimits
 from rws.records import SinkStatus, utc
 from rws.text import shown
 
@@ -60,7 +61,7 @@ class SourceStatus:
 
 @dataclass(frozen=True)
 class Moment:
-    """One second of the timeline; of several frames the last one counts."""
+    """A second of the timeline, or several: of several frames the last one counts, of several seconds the worst one."""
 
     at: float  # when it began, seconds since the start
     frames: int = 0
@@ -69,6 +70,21 @@ class Moment:
     alpha: float = 0.0  # the sum of the alphas in effect
     label: str = ""
     lost: bool = False  # whether the source was lost within it
+    changes: int = 0  # of the mix, within it
+    mix: Mapping[str, float] = field(default_factory=dict)  # in effect
+    seconds: float = 1.0  # that it lasts
+
+    def joined(self, later: "Moment") -> "Moment":
+        """Return this moment and a later one as one."""
+        worst = max(self, later, key=lambda moment: (moment.frames > 0, moment.severity))
+        return replace(
+            worst,
+            at=self.at,
+            frames=self.frames + later.frames,
+            lost=self.lost or later.lost,
+            changes=self.changes + later.changes,
+            seconds=later.at + later.seconds - self.at,
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class RunStatus:
     failed: int = 0  # of the newest `RECENT` delivered frames, those without a result
     failure: str = ""  # of the newest one of them
     timeline: tuple[Moment, ...] = ()
+    limits: PatchLimits = NO_LIMITS  # that a person has set
     sinks: Mapping[str, SinkStatus] = field(default_factory=dict)  # by output: `jsonl`, `csv`, `save`, `page`, …
 
     @property
@@ -113,6 +130,7 @@ class RunStatus:
         times = {"started_at": utc(self.started_at), "written_at": utc(self.written_at)}
         return {"schema": "status/1", **document, **times} | {
             "counts": {**counts, **rejected, **per_class, "corruptions": dict(self.totals.corruptions)},
+            "limits": asdict(self.limits),
             "source": asdict(self.source),
             "result": None if self.result is None else self.result.to_dict(),
             "timeline": [asdict(moment) for moment in self.timeline],

@@ -110,6 +110,17 @@ def open_source(
     raise SourceError(f"{name}: {found}; expected a camera index, file, folder, glob or URL")
 
 
+def check_repeatable(specs: Sequence[str]) -> None:
+    """Raise a `UsageError` unless all sources are files, which can be read again: no camera, stream or pipe."""
+    for text in map(_meant, specs):
+        found: CaptureSettings | None = None
+        with suppress(OSError):  # what cannot be opened is named when it is opened
+            found = _to_capture(text)
+        if _PATTERN.fullmatch(text) or (found is not None and found.kind != "file"):
+            name = found.name if found else text
+            raise UsageError(f"{name}: cannot be repeated; --loop takes video files, images, folders, lists and arrays")
+
+
 def open_images(specs: Sequence[str], advice: str, checks: Checks = DEFAULT_CHECKS) -> ImageSource:
     """Open images, folders, globs and lists of images as one source, in the order given.
 

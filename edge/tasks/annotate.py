@@ -23,6 +23,7 @@ Colour = tuple[int, int, int]
 
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
 BARS, MIX_LINES = 5, 2
+DARK = 0.4  # brightness of what the model does not see
 LONGEST = 120  # letters of a line; more have no room
 
 BACKGROUND, TRACK, TEXT, MUTED = (17, 20, 27), (38, 44, 56), (236, 239, 244), (139, 149, 167)
@@ -30,7 +31,7 @@ GREEN, ORANGE, BLUE = (94, 201, 142), (255, 158, 87), (103, 169, 255)
 
 
 def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Draw a result next to its frame.
+    """Draw a result next to its frame, in which what the model does not see is dark.
 
     The panel shows the output's summary, the five most probable corruptions, the signatures in effect, and the frame.
 
@@ -40,9 +41,9 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
 
     Returns uint8, shape (h, w, 3), RGB, 320 ≤ h ≤ 720, h and w even; frames of one size give results of one size.
     """
-    frame = fit(result.task.draw(image, result.output))
+    frame = draw(image, result)
     if original is not None:
-        frame = np.hstack([fit(original), frame])
+        frame = np.hstack([_darken(fit(original), result, image), frame])
     height, width = max(len(frame), MIN_HEIGHT), frame.shape[1]
     unit = min(height / MIN_HEIGHT, 1.75)
     full_width = width + round(PANEL_WIDTH * unit)
@@ -51,6 +52,25 @@ def annotate(image: NDArray[np.uint8], result: Result, original: NDArray[np.uint
     canvas[top : top + len(frame), :width] = frame
     _Panel(canvas, width, unit).draw(result)
     return canvas
+
+
+def draw(image: NDArray[np.uint8], result: Result, max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:
+    """Draw a result into its frame, uint8, (H, W, 3), RGB, resized as `fit` does; what the model does not see is dark.
+
+    A thin line surrounds what it sees.
+    """
+    return _darken(fit(result.task.draw(image, result.output), max_width), result, image)
+
+
+def _darken(fitted: NDArray[np.uint8], result: Result, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if result.seen is None:
+        return fitted
+    scale = fitted.shape[1] / image.shape[1], fitted.shape[0] / image.shape[0]
+    left, top, right, bottom = (round(edge * one) for edge, one in zip(result.seen, scale * 2, strict=True))
+    drawn = np.asarray(cv2.convertScaleAbs(fitted, alpha=DARK), np.uint8)
+    cv2.rectangle(drawn, (left - 1, top - 1), (right, bottom), TEXT)
+    drawn[top:bottom, left:right] = fitted[top:bottom, left:right]
+    return drawn
 
 
 def fit(image: NDArray[np.uint8], max_width: int = MAX_WIDTH) -> NDArray[np.uint8]:

@@ -38,6 +38,7 @@ class Task(Protocol[Output]):
     """What a model's outputs mean; `rws.edge.tasks.classify.Classify` is one."""
 
     name: str  # as in `TaskSpec`
+    classes: tuple[str, ...]  # the names of those that the model knows
 
     def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Raise an `InputError` if the task cannot read outputs of these shapes, of one image."""

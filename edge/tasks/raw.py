@@ -24,6 +24,7 @@ class Raw:
     """The task of a model whose outputs another program reads."""
 
     name = "raw"
+    classes: tuple[str, ...] = ()
 
     def check(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Accept outputs of any shape."""

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -20,6 +21,7 @@ GUESSES_OF_ALL = 10  # times as many of all addresses that have guessed wrong
 MOST_ADDRESSES = 1024  # whose wrong tokens are remembered
 MOST_SESSIONS, SESSION_AGE = 64, 7 * 24 * 3600.0  # browsers that are signed in, and seconds until they have to again
 
+FOREIGN = "only the page itself, or a program, may send this\n"
 REFUSED = (
     "this page needs its token: open the link that `rws run` printed, or send it as `Authorization: Bearer TOKEN`\n"
 )
@@ -70,6 +72,15 @@ class TokenAuth:
             self._guesses.add(address, now)
         response = web.Response(status=401, text=REFUSED, headers={"WWW-Authenticate": "Bearer"})
         return ("wrong_token" if sent else "no_token"), response
+
+    def foreign(self, request: web.Request) -> tuple[str, web.Response] | None:
+        """Return why a request that changes something is refused, and the answer: another web page has sent it.
+
+        Browsers say so in one of two headers; a program sends neither.
+        """
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        own = site == "same-origin" if site is not None else origin is None or urlsplit(origin).netloc == request.host
+        return None if own else ("origin", web.Response(status=403, text=FOREIGN))
 
     def sign_in(self, request: web.Request) -> web.Response:
         """Return an answer that sets a cookie, random and known to this server only, and leads to the page."""

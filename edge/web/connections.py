@@ -39,6 +39,7 @@ REASONS = (
     "wrong_token",
     "guessing",  # not looked at, after too many wrong tokens
     "wrong_host",
+    "origin",  # sent by another web page
     "method",
     "body",
 )

@@ -16,12 +16,14 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+import av
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+from prometheus_client import Gauge
 from prometheus_client.exposition import choose_encoder
 
 from rws.edge.common.closing import Closing
-from rws.edge.monitoring.metrics import registry
+from rws.edge.monitoring.metrics import installed_version, registry
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.web import address as addresses
@@ -29,19 +31,22 @@ from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.connections import Connections
 from rws.edge.web.health import health
 from rws.edge.web.jpeg import JpegEncoder
-from rws.errors import first_line
+from rws.errors import RwsError, first_line
 from rws.oracle.belief import FAMILIES
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
 EVENT_PERIOD = 0.2  # seconds between two server-sent events
 LOOK_PERIOD = 1 / 60  # seconds between two checks for a newer image
 REPEAT_AFTER = 0.2  # seconds until an image is sent again, because browsers show one only when the next begins
+LAST_WORDS = 0.9  # seconds in which viewers get the last frame and the last state
 SLOW_AFTER = 10.0  # seconds that a client may take for one image or event before it is disconnected
 BOUNDARY = "rws-frame"
-SIGN_OUT = "/signout"
+SIGN_OUT, LIMITS = "/signout", "/limits"
 FULL = "too many viewers have the page open; try again later\n"
 PLAIN_ONLY = "this page answers to GET and HEAD only\n"
+CLIPPING = "another clip is being encoded; try again in a moment\n"
 NO_BODY = "this page takes no request with a body\n"
 SECURITY = {
     "Cache-Control": "no-store",
@@ -52,6 +57,8 @@ SECURITY = {
     "Server": "rws",
     "X-Content-Type-Options": "nosniff",
 }
+BAD_LIMITS = "expected leave_clean=0 or 1, min_severity=0 to 5, or both\n"
+NO_FRAME = "no frame received yet\n"
 PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript", "timeline.js": "javascript"}
 VOCABULARY: Mapping[str, object] = {"stages": STAGES, "families": FAMILIES}  # names that the page needs
 
@@ -79,6 +86,8 @@ class PageServer(Closing):
         self._thread: threading.Thread | None = None
         self._encoder = JpegEncoder(max_fps)
         self._metrics = registry(monitor)
+        size = Gauge("rws_clip_bytes", "Memory of the frames that are kept for a clip", registry=self._metrics)
+        size.set_function(lambda: self._encoder.clip_bytes)
         self._streams: set[asyncio.Task[Any]] = set()
         self._reports = _Reports(monitor)
         self._compared_at = -math.inf  # when a frame was last compared with the clean model
@@ -122,7 +131,7 @@ class PageServer(Closing):
         return self
 
     def close(self) -> None:
-        """Stop serving; a second call does nothing."""
+        """Tell the viewers that the run has ended, and stop serving; a second call does nothing."""
         if self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
@@ -139,7 +148,7 @@ class PageServer(Closing):
             log.warning(reason)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stop, self._clipping = asyncio.get_running_loop(), asyncio.Event(), asyncio.Lock()
         self._loop.set_exception_handler(_note)
         log.addFilter(_worth_telling)
         self._connections = Connections(listener)
@@ -156,6 +165,8 @@ class PageServer(Closing):
             tasks = [asyncio.create_task(part) for part in work]
             started.set_result(None)
             await self._stop.wait()
+            if self._streams:
+                await asyncio.wait(self._streams, timeout=LAST_WORDS)
         finally:
             listener.close()
             for task in [*tasks, *self._streams]:
@@ -171,10 +182,13 @@ class PageServer(Closing):
             text = (files("rws.edge.web") / "static" / name).read_text("utf-8")
             application.router.add_get("/" if name == "page.html" else f"/{name}", partial(_page, text, kind))
         application.router.add_get("/frame.jpg", self._frame)
+        application.router.add_get("/snapshot.jpg", self._snapshot)
+        application.router.add_get("/clip.mp4", self._clip)
         application.router.add_get("/api/status", self._status)
         application.router.add_get("/metrics", self._show_metrics)
         application.router.add_get("/health", self._health)
         application.router.add_post(SIGN_OUT, self._auth.sign_out)
+        application.router.add_post(LIMITS, self._set_limits)
         parts, reports = f"multipart/x-mixed-replace; boundary={BOUNDARY}", "text/event-stream"
         application.router.add_get("/stream.mjpg", partial(self._stream, parts, self._parts), allow_head=False)
         application.router.add_get("/events", partial(self._stream, reports, self._events), allow_head=False)
@@ -185,7 +199,7 @@ class PageServer(Closing):
         """Answer a request, or refuse and count it; after anything but a plain request the connection is closed."""
         with self._connections.serving(request) as connection:
             response: web.StreamResponse
-            if refusal := self._auth.refusal(request, connection.address) or _unusual(request):
+            if refusal := self._auth.refusal(request, connection.address) or self._unusual(request):
                 reason, response = refusal
                 self._connections.refused[reason] += 1
             elif not self._connections.admit(connection):
@@ -198,13 +212,43 @@ class PageServer(Closing):
                 response.force_close()
             return response
 
+    def _unusual(self, request: web.Request) -> tuple[str, web.Response] | None:
+        """Return why a request is refused although its sender has access, and the answer."""
+        if request.method not in ("GET", "HEAD"):
+            if request.method != "POST" or request.path not in (SIGN_OUT, LIMITS):
+                return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
+            if refusal := self._auth.foreign(request):
+                return refusal
+        return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
+
     async def _frame(self, request: web.Request) -> web.Response:
-        if (jpeg := await self._encoder.newest()) is None:
-            return web.Response(status=503, text="no frame received yet\n")
-        return web.Response(body=jpeg, content_type="image/jpeg")
+        return _file(await self._encoder.newest(), "image/jpeg")
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        return _file(await self._encoder.snapshot(), "image/jpeg", "jpg")
+
+    async def _clip(self, request: web.Request) -> web.Response:
+        if self._clipping.locked():  # encoding takes a second of a processor
+            return web.Response(status=503, text=CLIPPING, headers={"Retry-After": "2"})
+        async with self._clipping:
+            try:
+                return _file(await self._encoder.clip(), "video/mp4", "mp4")
+            except (OSError, RwsError, av.FFmpegError) as error:
+                return web.Response(status=503, text=f"no clip can be encoded ({shown(first_line(error))})\n")
 
     async def _status(self, request: web.Request) -> web.Response:
         return _json_response({**self.monitor.status(since=0.0).to_dict(), **VOCABULARY})
+
+    async def _set_limits(self, request: web.Request) -> web.Response:
+        """Change when the policy may patch, by what the query says: the loop looks before its next frame."""
+        query, limits = request.query, self.monitor.limits
+        try:
+            leave_clean = {"0": False, "1": True}[query.get("leave_clean", str(int(limits.leave_clean)))]
+            self.monitor.limits = PatchLimits(leave_clean, float(query.get("min_severity", limits.min_severity)))
+        except (KeyError, ValueError):
+            return web.Response(status=400, text=BAD_LIMITS)
+        self.monitor.count_event("limits_set")
+        return _json_response(asdict(self.monitor.limits))
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         encode, kind = choose_encoder(request.headers.get("Accept", ""))
@@ -240,25 +284,35 @@ class PageServer(Closing):
         return response
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        shown, repeat_at = None, math.inf
-        while not self._stop.is_set():
-            jpeg = await self._encoder.newest()
+        shown, repeat_at, ending = None, math.inf, False
+        while not ending:
+            ending = self._stop.is_set()
+            jpeg = await self._encoder.newest(at_once=ending)
             if jpeg is not None and (jpeg is not shown or time.monotonic() >= repeat_at):
                 repeat_at = math.inf if jpeg is shown else time.monotonic() + REPEAT_AFTER
                 head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 yield head.encode() + jpeg + b"\r\n"
                 shown = jpeg
-            await asyncio.sleep(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()))
+            await asyncio.sleep(min(max(LOOK_PERIOD, self._encoder.next_at - time.monotonic()), EVENT_PERIOD))
+        if shown is not None:
+            yield f"--{BOUNDARY}--\r\n".encode()
 
     async def _events(self) -> AsyncIterator[bytes]:
         """Stream the status as server-sent events; the whole timeline with the first, then only what is new."""
-        since = 0.0
-        fixed: Mapping[str, object] = {**VOCABULARY, "sign_out": self.token is not None}
+        since, classes = 0.0, None
+        known = {**VOCABULARY, "version": installed_version(), "sign_out": self.token is not None}
         while not self._stop.is_set():
+            fixed: Mapping[str, object] = {}
+            if self.monitor.classes is not classes:  # at first, and after a swap
+                classes = self.monitor.classes
+                fixed = {**known, "classes": list(map(shown, classes))}
             event, since = self._reports.newest(since, fixed)
             yield event
-            fixed = {}
             await asyncio.sleep(EVENT_PERIOD)
+        await asyncio.sleep(LAST_WORDS / 3)  # the last frame first
+        source = self.monitor.source
+        ended = "stopped" if source.stopped else "source" if source.state == "ended" else "run"
+        yield self._reports.newest(since, {"ended": ended})[0]
 
 
 class _Reports:
@@ -267,14 +321,14 @@ class _Reports:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._made_at = -math.inf
-        self._made: dict[tuple[float, bool], tuple[bytes, float]] = {}
+        self._made: dict[tuple[object, ...], tuple[bytes, float]] = {}
 
     def newest(self, since: float, fixed: Mapping[str, object]) -> tuple[bytes, float]:
         """Return an event with the timeline from `since` on and what is `fixed`, and from when on the next one is."""
         now = time.monotonic()
         if now >= self._made_at + EVENT_PERIOD / 2:
             self._made_at, self._made = now, {}
-        key = since, bool(fixed)
+        key = since, *fixed
         if key not in self._made:
             status = self._monitor.status(since=since)
             # With a thousand classes, their totals would be most of what is sent; `/api/status` has them.
@@ -293,11 +347,12 @@ def _note(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     log.debug("page: %s: %s", context["message"], context.get("exception", ""))
 
 
-def _unusual(request: web.Request) -> tuple[str, web.Response] | None:
-    """Return why a request is refused whoever sends it, and the answer."""
-    if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", SIGN_OUT):
-        return "method", web.Response(status=405, text=PLAIN_ONLY, headers={"Allow": "GET,HEAD"})
-    return ("body", web.Response(status=413, text=NO_BODY)) if request.body_exists else None
+def _file(content: bytes | None, kind: str, ending: str = "") -> web.Response:
+    """Return a file, to be saved under a name with the time if an ending is given; 503 if there is no content."""
+    if content is None:
+        return web.Response(status=503, text=NO_FRAME)
+    name = time.strftime(f'attachment; filename="rws-%Y%m%d-%H%M%S.{ending}"')
+    return web.Response(body=content, content_type=kind, headers={"Content-Disposition": name} if ending else {})
 
 
 def _full() -> web.Response:

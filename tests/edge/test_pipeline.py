@@ -25,6 +25,7 @@ from rws.edge.tasks.base import TaskSpec
 from rws.edge.tasks.raw import RawOutputs
 from rws.errors import InputError
 from rws.records import Frame
+from support.fakes import make_pipeline
 from support.records import Reference
 from support.tiny import CLASSES, SIZE, bundle_parts, network, taking, with_features
 
@@ -87,6 +88,14 @@ def test_what_only_a_classifier_has_says_what_to_read_instead(bundle, name):
         result = runtime.classify(IMAGES[0], "rgb")
     with pytest.raises(InputError, match=f"task {result.task.name} has no single class; read `result.output`"):
         getattr(result, name)
+
+
+def test_a_result_knows_what_the_model_has_seen():
+    wide = Frame(0, np.zeros((20, 60, 3), np.uint8), 0.0, "wide")
+    result = make_pipeline().step(wide)
+    assert result.seen == (20, 0, 40, 20)
+    assert result.to_dict()["seen"] == [20, 0, 40, 20]
+    assert make_pipeline().step(replace(wide, image=wide.image[:, :20])).to_dict()["seen"] is None
 
 
 def test_a_result_is_drawn_whatever_its_task(bundle):

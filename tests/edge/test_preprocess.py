@@ -166,6 +166,17 @@ def test_a_mark_is_where_the_placement_says(fit, size):
     np.testing.assert_allclose(found, [[columns - 6, rows - 6, columns + 6, rows + 6]], atol=1)
 
 
+@given(*[st.integers(1, 200)] * 2, *[st.integers(1, 60)] * 2, st.sampled_from(["crop", "stretch", "letterbox"]))
+def test_what_the_model_sees_is_what_reaches_it(height, width, to_height, to_width, fit):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    spec = InputSpec(to_height, to_width, "RGB", fit=fit)
+    x, placed = preprocess(image, spec)
+    assert fit == "crop" or placed.seen is None
+    left, top, right, bottom = placed.seen or (0, 0, width, height)
+    seen = np.ascontiguousarray(image[top:bottom, left:right])
+    np.testing.assert_array_equal(preprocess(seen, replace(spec, fit="stretch" if fit == "crop" else fit))[0], x)
+
+
 def test_boxes_end_at_the_edges_of_the_frame():
     _, placed = preprocess(np.zeros((50, 100, 3), np.uint8), InputSpec(64, 64, "RGB", fit="letterbox"))
     assert placed.to_frame(np.float32([[-9, -9, 99, 99]])).tolist() == [[0, 0, 100, 50]]

@@ -13,6 +13,7 @@ from rws.edge.sources.arrays import ArraySource
 from rws.edge.tasks.annotate import annotate
 from rws.errors import FrameError, InputError, SignatureError, SourceError
 from rws.oracle.belief import Belief
+from rws.oracle.policy import PatchLimits
 from rws.oracle.temporal_filter import BeliefFilter
 from rws.records import Frame
 from support.fakes import (
@@ -518,3 +519,23 @@ def test_a_clean_model_that_fails_next_to_the_patched_one_gives_no_result():
 def test_a_frame_needs_a_time(moment):
     with pytest.raises(InputError, match="expected seconds of the clock"):
         make_runtime().step(DARK, "rgb", captured_at=moment)
+
+
+@pytest.mark.parametrize("limits", [PatchLimits(leave_clean=True), PatchLimits(min_severity=4.5)])
+def test_limits_hold_from_the_next_frame_on_even_if_the_oracle_does_not_look(limits):
+    policy = FakePolicy()
+    runtime = make_runtime(policy=policy, oracle_every=100)
+    mixes = []
+    for result in runtime.stream(array_source(*[DARK] * 9)):
+        mixes.append(dict(result.mix))
+        runtime.limits = {2: limits, 5: PatchLimits(min_severity=3.5)}.get(result.index, runtime.limits)
+    assert mixes == [{"fog": 0.8}] * 3 + [{}] * 3 + [{"fog": 0.8}] * 3
+    assert policy.resets > 0
+    assert runtime.pipeline.model.mix == {}
+
+
+def test_limits_survive_a_swap():
+    runtime = make_runtime()
+    runtime.limits = PatchLimits(leave_clean=True)
+    runtime.pipeline = make_pipeline()
+    assert [dict(result.mix) for result in runtime.stream(array_source(DARK, DARK))] == [{}, {}]

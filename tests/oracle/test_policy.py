@@ -5,7 +5,15 @@ from hypothesis import strategies as st
 
 from rws.errors import FormatError, InputError
 from rws.oracle.belief import Belief, certain
-from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePolicy, WeightedPolicy, make_policy
+from rws.oracle.policy import (
+    STEP,
+    ExpectedGainPolicy,
+    GainTable,
+    PatchLimits,
+    ReferencePolicy,
+    WeightedPolicy,
+    make_policy,
+)
 
 NAMES = ("fog", "snow")
 LEVELS = (1.0, 5.0)
@@ -231,3 +239,23 @@ def test_a_belief_about_other_corruptions_or_levels_is_refused(kind):
             policy.choose(certain(names, levels, "fog", 3))
     with pytest.raises(InputError, match=r"shape \(2, 4\), expected 5 states"):
         policy.mixes(np.full((2, 4), 0.25, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("limits", "severity", "allowed"),
+    [
+        (PatchLimits(), 0.0, True),
+        (PatchLimits(min_severity=2.0), 1.0, False),
+        (PatchLimits(min_severity=2.0), 2.0, True),
+        (PatchLimits(leave_clean=True), 5.0, False),
+    ],
+)
+def test_limits_allow_a_patch_from_a_severity_on(limits, severity, allowed):
+    belief = certain(("fog", "snow"), (1.0, 2.0, 5.0), "fog" if severity else "clean", severity)
+    assert limits.allow(belief) is allowed
+
+
+@pytest.mark.parametrize("severity", [-0.1, 5.1, float("nan"), float("inf")])
+def test_a_least_severity_out_of_range_is_refused(severity):
+    with pytest.raises(InputError, match="expected 0 to 5"):
+        PatchLimits(min_severity=severity)

@@ -5,12 +5,14 @@ import { Timeline, name, swatch } from "./timeline.js";
 const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
 const PATIENCE = 5; // seconds until an image stream that shows nothing is requested again
 const RETRY = 1500; // milliseconds
+const SETTLE = 600; // milliseconds after a change by hand until the control follows the events again
 const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
 
 const $ = (id) => document.getElementById(id);
 const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
 const fixed = (value, digits) => (value == null ? "–" : value.toFixed(digits));
 const clock = (date) => date.toLocaleTimeString([], { hour12: false });
+const ENDS = { source: "The video has ended", stopped: "The run was stopped", run: "The run has ended" };
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
@@ -22,6 +24,8 @@ let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
 let refused = false;
+let setting = 0; // changes by hand that events may not know yet
+let over = null; // how the run has ended: `source`, `stopped` or `run`
 let spokenAt = -Infinity;
 let watchedAt = 0;
 
@@ -70,6 +74,22 @@ setInterval(() => {
   showState();
 }, 500);
 
+async function setLimits() {
+  setting += 1;
+  const query = `leave_clean=${Number($("leave-clean").checked)}&min_severity=${$("min-severity").value}`;
+  await fetch(`limits?${query}`, { method: "POST" }).catch(() => null);
+  setTimeout(() => { setting -= 1; }, SETTLE); // then events say what is in effect
+}
+
+for (const id of ["leave-clean", "min-severity"]) $(id).addEventListener("change", setLimits);
+$("min-severity").addEventListener("input", () => {
+  $("least").value = fixed(Number($("min-severity").value), 1);
+});
+
+$("range").addEventListener("click", () => {
+  $("range").ariaPressed = String(timeline.switchRange());
+});
+
 // A hidden page costs the device nothing.
 document.addEventListener("visibilitychange", () => {
   disconnect();
@@ -104,23 +124,30 @@ function show(next) {
     stages = next.stages.filter((stage) => stage !== "read");
     timeline.setFamilies(next.families);
     $("sign-out").hidden = !next.sign_out;
+    $("version").textContent = next.version;
+    $("class-count").textContent = `${plain.format(next.classes.length)} classes`;
+    $("classes").textContent = next.classes.join(", ");
   }
   const result = next.result;
   if (result && result.index !== report?.result?.index) recent.push(result);
   if (recent.length > 10) recent.shift();
   report = next;
+  over = next.ended ?? null;
   timeline.add(next);
   $("bundle").textContent = next.bundle;
+  $("bundle-name").textContent = next.bundle;
   $("name").textContent = next.source.name;
   $("strategy").textContent = next.strategy && `weights: ${next.strategy}`;
-  $("image").alt = `The newest frame of ${next.source.name}`;
+  const part = result?.seen ? "; the model sees the bright part of it" : "";
+  $("image").alt = `The newest frame of ${next.source.name}${part}`;
   if (result) {
     showPrediction(result);
     showBelief(result.belief);
-    showMix(result.mix);
+    showMix(result, next.limits);
     showTimes();
     speak(result);
   }
+  showLimits(next.limits);
   showSource(next);
   showState();
   timeline.draw();
@@ -150,14 +177,25 @@ function showPrediction(result) {
 
 function showBelief(belief) {
   $("severity").textContent = `severity ${fixed(belief.severity, 1)} of 5`;
-  const ranked = Object.entries(belief.probability).sort((a, b) => b[1] - a[1]).slice(0, 6);
+  const ranked = Object.entries(belief.probability).filter(([, p]) => p >= 0.005).sort((a, b) => b[1] - a[1]).slice(0, 6);
   rows($("belief"), ranked.map(([key, p]) => [key, p, percent(p)]));
 }
 
-function showMix(mix) {
+function showMix({ mix, belief }, limits) {
   const ranked = Object.entries(mix).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   rows($("mix"), ranked.map(([key, alpha]) => [key, Math.abs(alpha), `α ${fixed(alpha, 2)}`]));
   $("no-mix").hidden = ranked.length > 0;
+  const below = belief.severity < limits.min_severity;
+  const why = limits.leave_clean ? "left clean by hand" : below ? `severity below ${fixed(limits.min_severity, 1)}` : "";
+  $("no-mix").textContent = why ? `none: ${why}` : "none, clean weights";
+}
+
+/** Show the limits that are in effect, unless a person is changing them. */
+function showLimits(limits) {
+  if (setting || document.activeElement === $("min-severity") && $("min-severity").matches(":active")) return;
+  $("leave-clean").checked = limits.leave_clean;
+  $("min-severity").value = limits.min_severity;
+  $("least").value = fixed(limits.min_severity, 1);
 }
 
 function showTimes() {
@@ -182,7 +220,7 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
   const facts = {
     state: source.state === "reconnecting" ? "lost, retrying" : source.state,
     results: `${fixed(fps, 1)} /s`,
-    "last result": since == null ? "none yet" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
+    "last result": since == null ? "none yet" : over ? "the end" : since < 1 ? "now" : `${fixed(since, 0)} s ago`,
     latency: result ? `${fixed(result.age_ms, 1)} ms` : "–",
     "running for": duration(uptime),
     "mix changes": plain.format(counts.mix_changes),
@@ -192,6 +230,8 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
     rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
     reconnects: plain.format(source.reconnects),
   };
+  const { seen } = result ?? {};
+  if (seen) facts["model sees"] = `the bright ${seen[2] - seen[0]} × ${seen[3] - seen[1]} px`;
   keep($("facts"), "div", Object.keys(facts).length);
   Object.entries(facts).forEach(([term, value], index) => {
     const [dt, dd] = keep($("facts").children[index], ["dt", "dd"], 2);
@@ -226,17 +266,22 @@ function showState() {
   const late = report?.since_result_s;
   if (stale && late != null) $("stamp").dataset.at ??= clock(new Date(Date.now() - late * 1e3));
   else delete $("stamp").dataset.at;
-  $("stamp").textContent = $("stamp").dataset.at ? `stale frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  const age = stale === "ended" ? "last" : "stale";
+  $("stamp").textContent = $("stamp").dataset.at ? `${age} frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
+  for (const id of ["leave-clean", "min-severity"]) $(id).disabled = !connected;
+  $("save").hidden = !connected || !report?.result;
   $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;
-  document.title = stale ? `old: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
+  const old = stale === "ended" ? "ended" : "old";
+  document.title = stale ? `${old}: ${label ?? "rws"}` : label ? `${label} · rws` : "rws";
 }
 
 function condition() {
+  if (over && !refused) return ["wait", "ended", `${ENDS[over]}. This is its last frame and its last state.`, "ended"];
   if (!connected) {
     const text = refused
       ? "The device asks for its token again: open the link that rws run printed."
-      : "No connection to the device. What you see is old; trying again.";
+      : "No connection to the device: it is out of reach, or the run has ended. What you see is old; trying again.";
     return report || refused ? ["bad", "no connection", text, "all"] : ["wait", "connecting", "", ""];
   }
   const { source, result, since_result_s: since } = report;
@@ -245,7 +290,7 @@ function condition() {
     return ["bad", "source lost", `The source is lost and being opened again${why}. What you see is old.`, "result"];
   }
   if (source.state === "lost") return ["bad", "source lost", `The source is lost${why}. What you see is old.`, "result"];
-  if (source.state === "ended") return ["wait", "ended", "The source has ended; this is its last frame.", "image"];
+  if (source.state === "ended") return ["wait", "ended", "The source has ended. This is its last frame.", "ended"];
   if (result === null) return ["wait", "starting", "", ""];
   if (since > QUIET_AFTER) return ["bad", "no results", "No frame is coming in. What you see is old.", "result"];
   const failing = Object.keys(report.sinks).filter((output) => report.sinks[output].state !== "up");

@@ -1,9 +1,9 @@
 // A plot of the last minutes: a band for the corruption, lines for severity and α, and where nothing came.
 
 const HATCH = "M0 8 6 2M5 12 15 2M12 12 16 8";
-const LINES = { severity: ["dirty", "M0 6H16", ""], alpha: ["patch", "M0 6H16", "5 3"], gap: ["gap", HATCH, ""], lost: ["bad", HATCH, ""] };
-const LONGEST = 300; // seconds that are shown, at most
-const SHORTEST = 60;
+const LINES = { severity: ["dirty", "M0 6H16", ""], alpha: ["patch", "M0 6H16", "5 3"], change: ["patch", "M8 2V10", ""], gap: ["gap", HATCH, ""], lost: ["bad", HATCH, ""] };
+const HOUR = 3600; // seconds that are kept
+const [SHORTEST, LONGEST] = [60, 300]; // seconds that are shown; the last hour if asked for
 const QUIET = 3; // seconds without a frame that do not count as a gap: some sources are slow
 const [LEFT, RIGHT, TOP, BAND, SPACE, FOOT] = [18, 42, 4, 18, 8, 20];
 
@@ -18,6 +18,7 @@ export class Timeline {
     this.moments = new Map(); // start in seconds → moment
     this.now = 0;
     this.cursor = null; // seconds before now
+    this.longest = LONGEST;
     canvas.addEventListener("pointermove", (event) => this.point(event.offsetX));
     canvas.addEventListener("pointerdown", (event) => this.point(event.offsetX));
     canvas.addEventListener("pointerleave", () => this.point(null));
@@ -30,7 +31,7 @@ export class Timeline {
   setFamilies(families) {
     this.families = families;
     const kinds = [["none", "clean"], ...Object.keys(families).map((family) => [family, family]), ["extra", "other"],
-      ["severity", "severity"], ["alpha", "α, all signatures"], ["gap", "no frames"], ["lost", "source lost"]];
+      ["severity", "severity"], ["alpha", "α, all signatures"], ["change", "the patch changed"], ["gap", "no frames"], ["lost", "source lost"]];
     this.legend.replaceChildren(...kinds.map(([kind, text]) => {
       const item = document.createElement("li");
       item.append(swatch(kind), text);
@@ -48,11 +49,19 @@ export class Timeline {
     this.moments.clear();
   }
 
+  /** Show the last hour, or the last minutes again; return whether it is the hour. */
+  switchRange() {
+    this.longest = this.longest === HOUR ? LONGEST : HOUR;
+    this.cursor = null;
+    this.draw();
+    return this.longest === HOUR;
+  }
+
   /** Take the moments of a report; one that was there already is newer now. */
   add(report) {
     this.now = report.uptime_s;
     for (const moment of report.timeline) this.moments.set(moment.at, moment);
-    for (const at of this.moments.keys()) if (at < this.now - LONGEST - 1) this.moments.delete(at);
+    for (const at of this.moments.keys()) if (at < this.now - HOUR - 1) this.moments.delete(at);
   }
 
   /** Stretches of time: a corruption, `gap` or `lost`. */
@@ -60,11 +69,12 @@ export class Timeline {
     const found = [];
     let end = null;
     for (const moment of this.moments.values()) {
+      if (moment.at + moment.seconds < this.now - this.span) continue;
       if (end !== null && moment.at > end) {
         if (moment.at - end <= QUIET) found.at(-1).to = moment.at;
         else found.push({ from: end, to: moment.at, kind: "gap" });
       }
-      end = moment.at + 1;
+      end = moment.at + moment.seconds;
       const kind = moment.lost ? "lost" : moment.corruption;
       found.push({ from: moment.at, to: Math.min(end, Math.max(this.now, moment.at)), kind, moment });
     }
@@ -83,7 +93,7 @@ export class Timeline {
     pen.scale(ratio, ratio);
     const colour = this.colours();
     const plot = { top: TOP + BAND + SPACE, bottom: height - FOOT };
-    this.span = Math.min(LONGEST, Math.max(SHORTEST, Math.ceil(this.now / 60) * 60));
+    this.span = Math.min(this.longest, Math.max(SHORTEST, Math.ceil(this.now / 60) * 60));
     this.x = (at) => LEFT + ((at - this.now + this.span) / this.span) * (width - LEFT - RIGHT);
 
     pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
@@ -101,6 +111,10 @@ export class Timeline {
         pen.fillStyle = colour(this.familyOf(kind));
         pen.fillRect(x0, TOP, x1 - x0 + 0.5, BAND);
       }
+    }
+    pen.fillStyle = colour("patch");
+    for (const { from, to, moment } of stretches) {
+      if (moment?.changes) pen.fillRect(this.x((from + to) / 2) - 1, TOP + BAND + 1, 2, SPACE - 2);
     }
     const most = Math.max(1, ...[...this.moments.values()].map((moment) => moment.alpha));
     this.line(pen, stretches, colour("dirty"), [], (moment) => moment.severity / 5, plot);
@@ -130,9 +144,9 @@ export class Timeline {
       pen.stroke();
       pen.fillText(severity, LEFT - 6, y + (severity ? 8 : 0));
     }
-    const step = this.span > 60 ? 60 : 15;
+    const step = this.span > LONGEST ? 600 : this.span > 60 ? 60 : 15;
     for (let ago = 0; ago <= this.span; ago += step) {
-      const text = ago === 0 ? "now" : step === 60 ? `−${ago / 60} min` : `−${ago} s`;
+      const text = ago === 0 ? "now" : step >= 60 ? `−${ago / 60} min` : `−${ago} s`;
       const x = this.x(this.now - ago);
       pen.textAlign = ago === this.span ? "left" : "center";
       pen.fillText(text, ago === this.span ? 0 : x, bottom + 15);
@@ -174,7 +188,7 @@ export class Timeline {
     const step = { ArrowLeft: 1, ArrowRight: -1 }[event.key];
     if (!step || !this.span) return;
     event.preventDefault();
-    this.cursor = Math.min(Math.max((this.cursor ?? 0) + step * (event.shiftKey ? 10 : 1), 0), this.span);
+    this.cursor = Math.min(Math.max((this.cursor ?? 0) + step * (event.shiftKey ? 10 : 1) * Math.max(1, this.span / LONGEST), 0), this.span);
     this.draw();
   }
 
@@ -216,8 +230,10 @@ export function swatch(kind) {
 function describe({ kind, moment }) {
   if (kind === "lost") return "source lost";
   if (kind === "gap") return "no frames";
-  const { severity, alpha, label, frames } = moment;
-  return `${name(kind)}, severity ${severity?.toFixed(1)}, α ${alpha?.toFixed(2)}, ${label}, ${frames} results`;
+  const { severity, mix, changes, label, frames } = moment;
+  const patch = Object.entries(mix).map(([key, alpha]) => `${name(key)} α ${alpha.toFixed(2)}`).join(" + ") || "no patch";
+  const changed = changes ? `, the patch changed ${changes === 1 ? "once" : `${changes} times`}` : "";
+  return `${name(kind)}, severity ${severity?.toFixed(1)}, ${patch}${changed}, ${label}, ${frames} results`;
 }
 
 function hatch(pen, x, y, width, height, colour, dense) {

@@ -182,12 +182,22 @@ REFUSED = {
     "unknown strategy": (2, lambda t: [t / "ok", "--strategy", "fast"], "expected auto, live, split, inputs"),
     "no address": (2, lambda t: [t / "ok", "--serve", "here"], "is not an address"),
     "short token": (2, lambda t: [t / "ok", "--serve", "127.0.0.1:0", "--token", "abc"], "has 3 characters"),
+    "a repeated camera": (2, lambda t: ["0", "--loop"], "^error: camera 0: cannot be repeated; --loop takes video"),
+    "a repeated stream": (2, lambda t: ["rtsp://u:p@host/x", "--loop"], "^error: rtsp://host: cannot be repeated"),
+    "a repeated pipe": (2, lambda t: [make_pipe(t / "p"), "--loop"], "p: cannot be repeated"),
+    "a repeated test image": (2, lambda t: ["pattern", "--loop"], "pattern: cannot be repeated"),
+    "a repeated file that is not there": (4, lambda t: ["nowhere.mp4", "--loop"], "no such file"),
     "not a bundle": (3, lambda t: [t / "ok", "--jsonl", t / "a.jsonl", "--bundle", t / "ok"], r"bundle\.json"),
 }
 
 
 def make_text(path):
     path.write_text("plain text " * 50)
+    return path
+
+
+def make_pipe(path):
+    os.mkfifo(path)
     return path
 
 
@@ -252,6 +262,64 @@ def test_a_truncated_bundle_is_refused_before_anything_is_written(bundle_path, r
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
     assert "model.onnx" in result.stderr
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_a_video_is_repeated_until_the_limit(rws, video, tmp_path):
+    files = ["--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s.json"]
+    rws("run", video, "--loop", "--limit", 50, *files)
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(50))
+    times = [line["media_time_s"] for line in lines]
+    np.testing.assert_allclose(np.diff(times), times[1] - times[0], atol=1e-3)
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["frames"] == 50
+    assert summary["received"] == summary["frames"] + summary["dropped"] + summary["rejected"] + summary["buffered"]
+    with open_source(tmp_path / "a.mp4") as source:
+        assert len(list(source)) == 50
+
+
+def mixes(path):
+    return [json.loads(line)["mix"] for line in path.read_text().splitlines()]
+
+
+def test_a_patch_can_be_held_back_by_hand(rws, tmp_path):
+    np.save(tmp_path / "images.npy", noisy(12))
+    lines, summary = tmp_path / "r.jsonl", tmp_path / "s.json"
+    run = ("run", tmp_path / "images.npy", "--jsonl", lines, "--json", summary)
+    rws(*run)
+    before = mixes(lines)
+    severities = [json.loads(line)["belief"]["severity"] for line in lines.read_text().splitlines()]
+    assert any(before)
+    assert json.loads(summary.read_text())["leave_clean"] is False
+    rws(*run, "--leave-clean")
+    assert mixes(lines) == [{}] * 12
+    assert json.loads(summary.read_text())["leave_clean"] is True
+    least = round(float(np.median(severities)), 1)
+    rws(*run, "--min-severity", least)
+    assert mixes(lines) == [mix if severity >= least else {} for mix, severity in zip(before, severities, strict=True)]
+    assert json.loads(summary.read_text())["min_severity"] == least
+    refused = runner.invoke(app, ["run", str(tmp_path / "images.npy"), "--min-severity", "5.1"])
+    assert refused.exit_code == 2
+    assert "less than or equal to 5" in refused.output
+
+
+def test_the_page_holds_the_patch_back_while_the_loop_runs(running):
+    _, page = running
+
+    def ask(query):
+        request = urllib.request.Request(f"{page}limits?{query}", method="POST")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    wait_for(lambda: status_of(page)["result"])
+    for leave_clean in (True, False):
+        assert ask(f"leave_clean={int(leave_clean)}&min_severity=0")["leave_clean"] is leave_clean
+        index = status_of(page)["result"]["index"]
+        wait_for(lambda index=index: status_of(page)["result"]["index"] > index + 5)
+        status = status_of(page)
+        assert status["limits"] == {"leave_clean": leave_clean, "min_severity": 0}
+        assert not (leave_clean and status["result"]["mix"])
+    assert status["events"]["limits_set"] == 2
 
 
 class EventSource(ArraySource):

@@ -1,6 +1,7 @@
 import json
 import threading
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def test_before_the_first_result(monitor, clock):
         "failed": 0,
         "failure": "",
         "timeline": [],
+        "limits": {"leave_clean": False, "min_severity": 0.0},
         "sinks": {},
         "source": {
             "name": "camera 0",
@@ -112,7 +114,8 @@ def test_the_timeline_has_one_moment_per_second_with_its_last_frame(monitor, clo
     clock.now += 0.2
     monitor.add(make_result(2))
     first, second = monitor.status(since=0).timeline
-    assert first == Moment(at=0, frames=2, corruption="snow", severity=4.0, alpha=0.75, label="dog", lost=False)
+    mix = {"fog": 0.5, "snow": 0.25}
+    assert first == Moment(at=0, frames=2, corruption="snow", severity=4.0, alpha=0.75, label="dog", mix=mix)
     assert (second.at, second.frames, second.corruption) == (1, 1, "fog")
     assert monitor.status(since=1).timeline == (second,)
 
@@ -141,6 +144,44 @@ def test_memory_does_not_grow_with_the_run(monitor, clock):
     clock.now += 60
     monitor.add(make_result())
     assert len(monitor.status(since=0).timeline) == 1
+
+
+def test_of_an_hour_the_old_seconds_are_joined_and_no_bad_one_is_lost(source, clock):
+    monitor = Monitor(source, clock=clock)
+    for second in range(4500):
+        bad = second % 1000 == 3
+        belief = certain(CORRUPTIONS, LEVELS, *(("snow", 5.0) if bad else ("fog", 1.0)))
+        mix = {"snow": 1.0} if bad else {}
+        monitor.add(make_result(second, belief=belief, mix=mix, changed=bad))
+        clock.now += 1
+    timeline = monitor.status(since=0).timeline
+    assert len(timeline) <= 300 + 331
+    assert timeline[0].at == pytest.approx(900, abs=10)
+    assert timeline[-1].at == 4499
+    for before, after in pairwise(timeline):
+        assert before.at + before.seconds == after.at
+    assert {moment.seconds for moment in timeline[-300:]} == {1}
+    assert {moment.seconds for moment in timeline[1:300]} == {10}
+    assert all(moment.frames == moment.seconds for moment in timeline)
+    worst = [moment for moment in timeline if moment.changes]
+    assert [moment.at for moment in worst] == [1000, 2000, 3000, 4000]
+    assert {(moment.corruption, moment.severity, moment.changes) for moment in worst} == {("snow", 5.0, 1)}
+    assert worst[0].mix == {"snow": 1.0}
+
+
+def test_a_loss_in_an_old_second_is_kept(source, clock):
+    monitor = Monitor(source, clock=clock)
+    monitor.add(make_result())
+    clock.now += 2
+    source.state = "lost"
+    monitor.idle()
+    source.state = "running"
+    clock.now += 400
+    monitor.add(make_result())
+    clock.now += 1
+    monitor.add(make_result())
+    first = monitor.status(since=0).timeline[0]
+    assert (first.at, first.seconds, first.frames, first.lost, first.corruption) == (0, 3, 1, True, "fog")
 
 
 def test_events_are_counted(monitor):

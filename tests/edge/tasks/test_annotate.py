@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from rws.edge.tasks.annotate import GREEN, ORANGE, annotate
+from rws.edge.preprocess import InputSpec, preprocess
+from rws.edge.tasks.annotate import GREEN, ORANGE, TEXT, annotate, draw
 from rws.oracle.belief import certain
 from support.fakes import CORRUPTIONS, LEVELS, make_result, spread_belief
 
@@ -71,6 +72,29 @@ def test_of_a_long_path_the_end_is_shown():
     one, longer, two = (annotate(image, replace(make_result(), name=name)) for name in names)
     np.testing.assert_array_equal(one, longer)
     assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 600), (700, 400), (1080, 1920), (48, 64)])
+def test_what_the_model_does_not_see_is_dark_and_a_line_surrounds_the_rest(height, width):
+    image = np.full((height, width, 3), 100, np.uint8)
+    placement = preprocess(image, InputSpec(32, 32, "RGB"))[1]
+    drawn = draw(image, replace(make_result(), seen=placement.seen))
+    rows, columns = drawn.shape[:2]
+    side = min(rows, columns)
+    top, left = (rows - side) // 2, (columns - side) // 2
+    seen = drawn[top : top + side, left : left + side]
+    assert (seen[2:-2, 2:-2] == 100).all()
+    assert count(drawn, (40, 40, 40)) == pytest.approx(rows * columns - side * side, abs=6 * side)
+    assert count(drawn, TEXT) == pytest.approx(2 * side, abs=8)
+    np.testing.assert_array_equal(annotate(image, replace(make_result(), seen=placement.seen))[:rows, :columns], drawn)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_a_frame_that_the_model_sees_as_a_whole_stays_as_it_is(fit):
+    image = np.random.default_rng(0).integers(0, 256, (333, 481, 3), dtype=np.uint8)
+    placement = preprocess(image, InputSpec(64, 96, "RGB", fit=fit))[1]
+    assert placement.seen is None
+    np.testing.assert_array_equal(draw(image, replace(make_result(), seen=placement.seen)), image)
 
 
 def test_the_frame_itself_is_left_alone():

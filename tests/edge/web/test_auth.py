@@ -14,7 +14,17 @@ from support.http import get, wait_until
 
 TOKEN = "sesame/+=&öffne"
 ROUTES = (
-    *("/", "/page.css", "/page.js", "/timeline.js", "/frame.jpg", "/stream.mjpg", "/events"),
+    *(
+        "/",
+        "/page.css",
+        "/page.js",
+        "/timeline.js",
+        "/frame.jpg",
+        "/snapshot.jpg",
+        "/clip.mp4",
+        "/stream.mjpg",
+        "/events",
+    ),
     *("/api/status", "/metrics", "/health", "/nowhere"),
 )
 
@@ -213,6 +223,39 @@ def test_signing_out_ends_one_session(guarded):
     assert get(guarded, "/health", Cookie=first)[0] == 401
     assert get(guarded, "/health", Cookie=second)[0] == 200
     assert get(guarded, "/signout", method="POST")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({}, True),  # a program
+        ({"Sec_Fetch_Site": "same-origin", "Origin": "https://proxy.example"}, True),
+        ({"Sec_Fetch_Site": "same-site", "Origin": "http://localhost:3000"}, False),
+        ({"Sec_Fetch_Site": "cross-site", "Origin": "http://evil.example"}, False),
+        ({"Sec_Fetch_Site": "none"}, False),
+        ({"Origin": "http://camera.example:8080"}, True),  # without TLS, a browser sends only this one
+        ({"Origin": "http://camera.example"}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": ""}, False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/limits?leave_clean=1", "/signout"])
+def test_no_other_web_page_changes_anything(guarded, monitor, path, headers, taken):
+    cookie = sign_in(guarded)
+    status, _, _ = get(guarded, path, method="POST", Cookie=cookie, Host="camera.example:8080", **headers)
+    assert status == (403 if not taken else 200 if path.startswith("/limits") else 204)
+    assert monitor.limits.leave_clean is (taken and path.startswith("/limits"))
+    assert get(guarded, "/health", Cookie=cookie)[0] == (401 if taken and path == "/signout" else 200)
+    text = get(guarded, "/metrics", **bearer(TOKEN))[2].decode()
+    assert ('rws_http_refused_total{reason="origin"} 1.0' in text) is not taken
+
+
+def test_without_a_token_another_web_page_cannot_change_anything_either(local, monitor):
+    assert get(local, "/limits?leave_clean=1", method="POST", Origin="http://evil.example")[0] == 403
+    assert not monitor.limits.leave_clean
+    assert get(local, "/limits?leave_clean=1", method="POST", Origin=f"http://127.0.0.1:{local.port}")[0] == 200
+    assert monitor.limits.leave_clean
 
 
 def test_sessions_end_with_time_and_are_limited_in_number():

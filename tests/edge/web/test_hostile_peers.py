@@ -164,6 +164,7 @@ def test_what_is_no_plain_request_is_answered_in_a_line_and_closed(guarded, capl
         ("TRACE /", 405, "method"),
         ("GET /health", 413, "body"),
         ("POST /signout", 413, "body"),
+        ("POST /limits?leave_clean=1", 413, "body"),
     ],
 )
 def test_bodies_and_other_methods_are_refused_unread(guarded, head, status, reason):

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ import pytest
 import rws.edge.web.jpeg
 import rws.edge.web.server
 from rws.edge.pipeline import STAGES
+from rws.edge.tasks.annotate import annotate, draw
 from rws.edge.web import PageServer
 from rws.errors import InputError, RwsError
 from rws.oracle.belief import FAMILIES
+from rws.oracle.policy import PatchLimits
 from rws.records import Frame
-from support.fakes import make_frame, make_result
+from support.fakes import StillClock, make_frame, make_result
 from support.http import Events, PartReader, get, read_until, stream, wait_until
 
 
@@ -85,6 +89,29 @@ def test_nothing_can_be_changed(server, path):
     assert get(server, path, method="POST")[0] == 405
 
 
+def test_the_limits_of_the_patch_can_be_set(server, monitor):
+    assert json.loads(get(server, "/api/status")[2])["limits"] == {"leave_clean": False, "min_severity": 0.0}
+    status, _, body = get(server, "/limits?leave_clean=1&min_severity=2.5", method="POST")
+    assert (status, json.loads(body)) == (200, {"leave_clean": True, "min_severity": 2.5})
+    assert monitor.limits == PatchLimits(True, 2.5)
+    assert get(server, "/limits?leave_clean=0", method="POST")[0] == 200
+    assert monitor.limits == PatchLimits(False, 2.5)
+    assert monitor.status().events == {"limits_set": 2}
+    assert get(server, "/limits?leave_clean=1")[0] == 405  # no link may do it
+    assert monitor.limits == PatchLimits(False, 2.5)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["min_severity=6", "min_severity=nan", "min_severity=", "min_severity=-1", "leave_clean=yes", "leave_clean="],
+)
+def test_bad_limits_are_one_line_and_change_nothing(server, monitor, query):
+    status, _, body = get(server, f"/limits?{query}", method="POST")
+    assert (status, body) == (400, b"expected leave_clean=0 or 1, min_severity=0 to 5, or both\n")
+    assert monitor.limits == PatchLimits()
+    assert not monitor.status().events
+
+
 def test_the_newest_frame(server):
     assert get(server, "/frame.jpg")[0] == 503
     server.write(make_frame(0, value=10), make_result())
@@ -96,6 +123,69 @@ def test_the_newest_frame(server):
     assert abs(float(decoded.mean()) - 200) < 2
 
 
+def test_a_snapshot_is_the_frame_with_its_result(server):
+    assert get(server, "/snapshot.jpg")[0] == 503
+    frame, result = make_frame(1, value=200), make_result(mix={"fog": 0.5})
+    server.write(frame, result)
+    status, headers, body = get(server, "/snapshot.jpg")
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    assert re.fullmatch(r'attachment; filename="rws-\d{8}-\d{6}\.jpg"', headers["Content-Disposition"])
+    drawn = cv2.cvtColor(annotate(frame.image, result), cv2.COLOR_RGB2BGR)
+    assert np.abs(decode(body).astype(int) - drawn).mean() < 3
+
+
+def play(body, path):
+    path.write_bytes(body)
+    with av.open(str(path)) as container:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def test_a_clip_has_the_last_seconds_that_were_shown(monitor, monkeypatch, tmp_path):
+    now = StillClock(5000.0)
+    monkeypatch.setattr(rws.edge.web.jpeg.time, "monotonic", now)
+    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+        assert get(server, "/clip.mp4")[0] == 503
+        for second in range(30):
+            now.now += 1
+            server.write(make_frame(second, value=8 * second, height=33, width=481), make_result())
+            get(server, "/frame.jpg")
+        status, headers, body = get(server, "/clip.mp4")
+        assert (status, headers["Content-Type"]) == (200, "video/mp4")
+        assert headers["Content-Disposition"].endswith('.mp4"')
+        frames = play(body, tmp_path / "clip.mp4")
+        assert [time for time, _ in frames] == pytest.approx(range(11), abs=0.01)
+        np.testing.assert_allclose([image.mean() for _, image in frames], range(8 * 19, 8 * 30, 8), atol=4)
+        # Of another size, then nothing for long: only what is shown now.
+        server.write(make_frame(30, value=250), make_result())
+        assert len(play(get(server, "/clip.mp4")[2], tmp_path / "clip.mp4")) == 1
+        now.now += 100
+        server.write(make_frame(31, value=100), make_result())
+        ((time, image),) = play(get(server, "/clip.mp4")[2], tmp_path / "clip.mp4")
+        assert (time, image.mean()) == (0, pytest.approx(100, abs=4))
+
+
+def test_the_memory_of_a_clip_is_limited_and_shown(monitor, monkeypatch):
+    monkeypatch.setattr(rws.edge.web.jpeg, "CLIP_BYTES", 300_000)
+    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+        sizes = []
+        for index in range(6):
+            server.write(noisy(index), make_result())
+            sizes.append(len(get(server, "/frame.jpg")[2]))
+        (kept,) = re.findall(rb"^rws_clip_bytes (\S+)", get(server, "/metrics")[2], re.MULTILINE)
+        assert sum(sizes) > 400_000
+        assert 300_000 - max(sizes) < float(kept) <= 300_000
+
+
+def test_a_clip_that_cannot_be_encoded_is_one_line(monitor, monkeypatch, server):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    server.write(make_frame(), make_result())
+    monkeypatch.setattr(rws.edge.web.jpeg.tempfile, "TemporaryDirectory", full)
+    status, _, body = get(server, "/clip.mp4")
+    assert (status, body) == (503, b"no clip can be encoded ([Errno 28] No space left on device)\n")
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((480, 640), (480, 640)), ((1080, 1920), (540, 960)), ((1920, 1080), (720, 405)), ((32, 32), (320, 320)),
@@ -103,7 +193,7 @@ def test_the_newest_frame(server):
 )  # fmt: skip
 def test_images_fit_a_page(shape, expected):
     image = np.full((*shape, 3), (200, 100, 0), np.uint8)
-    decoded = decode(rws.edge.web.jpeg.encode(image))
+    decoded = decode(rws.edge.web.jpeg.encode(draw(image, make_result(), rws.edge.web.jpeg.MAX_WIDTH)))
     assert decoded.shape[:2] == expected
     np.testing.assert_allclose(decoded.mean(axis=(0, 1)), (0, 100, 200), atol=4)
 
@@ -142,6 +232,7 @@ def test_passwords_are_hidden(server, monitor, source):
 
 
 def test_events_carry_the_whole_timeline_once(server, monitor, clock):
+    monitor.classes = ("cat", "dog")
     for second in range(5):
         monitor.add(make_result(second))
         clock.now += 1
@@ -150,12 +241,16 @@ def test_events_carry_the_whole_timeline_once(server, monitor, clock):
         first = events.next()
         assert [moment["at"] for moment in first["timeline"]] == [0, 1, 2, 3, 4]
         assert first["result"]["index"] == 4
+        assert first["classes"] == ["cat", "dog"]
+        assert first["version"]
         assert first["stages"] == list(STAGES)
         assert first["counts"] == {"results": 5, "mix_changes": 0, "rejected_by_reason": {}, "corruptions": {"fog": 5}}
         started = time.monotonic()
         second = events.next()
         assert [moment["at"] for moment in second["timeline"]] == [4]
-        assert "stages" not in second
+        assert not {"stages", "classes", "version"} & set(second)
+        monitor.classes = ("ship",)  # as after a swap
+        wait_until(lambda: (event := events.next()).get("classes") == ["ship"] and "sign_out" in event)
         monitor.add(make_result(9, label="dog"))
         wait_until(lambda: (event := events.next())["result"]["label"] == "dog" and len(event["timeline"]) == 2)
         for _ in range(4):
@@ -288,6 +383,30 @@ def test_it_stops_at_once_with_its_streams(monitor):
                     read_until(client, b"what never comes")
     with pytest.raises(ConnectionRefusedError):
         get(server, "/health")
+
+
+@pytest.mark.parametrize(
+    ("state", "stopped", "ended"), [("ended", False, "source"), ("ended", True, "stopped"), ("running", False, "run")]
+)
+def test_viewers_get_the_last_frame_and_the_last_state(monitor, source, state, stopped, ended):
+    with ExitStack() as stack:
+        server = stack.enter_context(PageServer("127.0.0.1:0", monitor, max_fps=0.1))
+        server.write(make_frame(0, value=50), make_result(0))
+        with stream(server, "/stream.mjpg") as images, stream(server, "/events") as events:
+            parts, reports = PartReader(images), Events(events)
+            assert abs(float(decode(parts.next()).mean()) - 50) < 2
+            assert "ended" not in reports.next()
+            source.state, source.stopped = state, stopped
+            monitor.add(make_result(7))
+            server.write(make_frame(7, value=200), make_result(7))
+            stack.close()
+            jpeg = parts.next()
+            while abs(float(decode(jpeg).mean()) - 200) > 2:
+                jpeg = parts.next()
+            last = reports.next()
+            while "ended" not in last:
+                last = reports.next()
+            assert (last["ended"], last["result"]["index"]) == (ended, 7)
 
 
 def test_it_can_be_closed_twice_and_before_it_serves(monitor):
