@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from rws import terminal
 from rws.cli import app
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from support.command_line import invoke
 
 pytestmark = pytest.mark.torch  # a guide replays a test set
@@ -135,8 +135,8 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
         video.write(cv2.resize(image[:, :, ::-1], (64, 64)))
     video.release()
     for name in ("my_bundle", "current"):
-        shutil.copytree(DEFAULT_BUNDLE, tmp_path / name)
-    shutil.copy(DEFAULT_BUNDLE / "model.onnx", tmp_path / "model.onnx")
+        shutil.copytree(CIFAR10_BUNDLE, tmp_path / name)
+    shutil.copy(CIFAR10_BUNDLE / "model.onnx", tmp_path / "model.onnx")
     shutil.copytree(ROOT / "examples/images", tmp_path / "examples/images")
     (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
     monkeypatch.chdir(tmp_path)

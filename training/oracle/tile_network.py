@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import ORACLE
 from rws.training.oracle.network import SHARPNESS
 
@@ -72,8 +73,8 @@ class TileNetwork(nn.Module):
         self.load_state_dict({name: found.get(name, tensor) for name, tensor in self.state_dict().items()})
 
     def load_small(self) -> None:
-        """Give the trunk of the tiles the weights of the default bundle's oracle, which has seen small images only."""
-        found = _arrays(Bundle.load().read(ORACLE))
+        """Give the trunk of the tiles the weights of the oracle of `cifar10`, which has seen small images only."""
+        found = _arrays(Bundle.load(CIFAR10_BUNDLE).read(ORACLE))
         front = next(array for array in found.values() if tuple(array.shape) == tuple(self.tiles.front.weight.shape))
         state = {"front.weight": front / SHARPNESS, "front.bias": found["front.bias"]}
         for place in range(len(self.tiles.stages)):
