@@ -72,7 +72,7 @@ def test_opencv_loop_says_what_it_cannot_open(tmp_path):
 
 def test_plot_beliefs(tmp_path):
     done = run("plot_beliefs.py", folder=tmp_path)
-    count = len(list((EXAMPLES / "images").glob("*.png")))
+    count = len(list((EXAMPLES / "photos").glob("*.jpg")))
     assert done.stdout == f"wrote beliefs.png: {count} images\n"
     picture = cv2.imread(str(tmp_path / "beliefs.png"))
     assert picture.shape[1] == 1200

@@ -137,7 +137,8 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
     for name in ("my_bundle", "current"):
         shutil.copytree(CIFAR10_BUNDLE, tmp_path / name)
     shutil.copy(CIFAR10_BUNDLE / "model.onnx", tmp_path / "model.onnx")
-    shutil.copytree(ROOT / "examples/images", tmp_path / "examples/images")
+    for name in ("images", "photos"):
+        shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
     (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path

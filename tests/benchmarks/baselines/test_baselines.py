@@ -43,7 +43,7 @@ def images(clear) -> Images:
 
 @pytest.fixture(scope="module")
 def unfolded(images) -> nn.Module:
-    """The bundled default with its BatchNorm back; a test must not change it."""
+    """The model of `cifar10` with its BatchNorm back; a test must not change it."""
     module = build_model(load_recipe("cifar10_vgg16").model, len(CLASSES))
     return unfold(module, folded_weights(Bundle.load("cifar10").read(MODEL)), images)
 

@@ -211,7 +211,7 @@ def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
 
 
 def test_a_classifier_may_take_another_range(image_folder, tmp_path):
-    """The bundled model as one that takes values to 255 answers the same."""
+    """The bundle `cifar10` as one that takes values to 255 answers the same."""
     bundle = Bundle.load("cifar10")
     model = read_model(bundle.read(MODEL))
     prepend(model, Preprocessing(1 / 255), "NCHW")

@@ -19,7 +19,7 @@ CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The bundled default and the text of the tables."""
+    """The bundle `cifar10` and the text of the tables."""
     file = tmp_path_factory.mktemp("storage") / "storage.json"
     done = invoke("bench", "storage", "--json", file)
     return json.loads(file.read_text()), done.stdout
