@@ -2,8 +2,8 @@
 
     python examples/opencv_loop.py [video file or camera index] [--bundle FOLDER] [--save annotated.mp4] [--show]
 
-Without a source it opens the first camera. For each frame it prints what is seen, the belief of the oracle and the mix of
-signatures in effect. The runtime keeps belief and weights from one call to the next, so frames must come in order.
+Without a source it opens the first camera. For each frame it prints what is seen, the belief of the oracle and the mix
+of signatures in effect. The runtime keeps belief and weights from one call to the next, so frames must come in order.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from rws import terminal
 from rws.cli import app
-from rws.edge.bundle.contents import CIFAR10_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE, SHIPPED
 from support.command_line import invoke
 
 pytestmark = pytest.mark.torch  # a guide replays a test set
@@ -119,7 +119,8 @@ def runs_here(words: list[str]) -> bool:
     named = [given[name] for name in OPENED if given.get(name) is not None]
     values = [str(value) for one in named for value in (one if isinstance(one, list | tuple) else [one])]
     bounded = given.get("limit") is not None
-    return all(Path(value).exists() or glob.glob(value) or (value == "pattern" and bounded) for value in values)
+    known = {*SHIPPED, *(["pattern"] if bounded else [])}
+    return all(value in known or Path(value).exists() or glob.glob(value) for value in values)
 
 
 @pytest.fixture

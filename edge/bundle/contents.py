@@ -31,7 +31,7 @@ class BundleFiles:
 
     @classmethod
     def read(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "BundleFiles":
-        """Read a bundle's files, by default those of the detector that ships; raise BundleError if one is missing or altered.
+        """Read a bundle's files, by default those of the detector; raise BundleError if one is missing or altered.
 
         A shipped bundle can be given by its name, one of `SHIPPED`. All are of one folder, also if another takes its
         place meanwhile. With keys, a manifest that none of them has signed is a BundleError before it is parsed.

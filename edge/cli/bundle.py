@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BundleArgument = Annotated[Path | None, argument(metavar="BUNDLE", help="Bundle folder, or detector or cifar10; default: detector.")]
+BundleArgument = Annotated[
+    Path | None, argument(metavar="BUNDLE", help="Bundle folder, or detector or cifar10; default: detector.")
+]
 Folder = Annotated[Path, argument(metavar="BUNDLE", help="Bundle folder.")]
 
 

@@ -30,7 +30,7 @@ def corrupter(spec: str, seed: int = 0) -> Corrupter:
 
     def apply(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         height, width = image.shape[:2]
-        # Every n-th pixel of every n-th row is a frame with lengths n times as small; all n² of them get the same draws.
+        # Every n-th pixel of every n-th row is a frame with lengths n times smaller; all n² of them get the same draws.
         step = max(1, min(height, width) // TileView().nominal)
         made = np.pad(image, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
         parts = [made[row::step, column::step] for row, column in product(range(step), repeat=2)]
