@@ -21,7 +21,7 @@ from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.data.clean_images import CleanImages, load_clean_images
 from rws.training.models.foreign import load_model
 
-MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
+MODEL = Path(__file__).parents[1] / "edge/bundle/cifar10/model.onnx"
 
 
 def demo_images() -> CleanImages:

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from rws import LiveSession
 from rws.edge.onnx.graph import prepare
 
-MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
+MODEL = Path(__file__).parents[1] / "edge/bundle/cifar10/model.onnx"
 
 
 def rebuilt(model: onnx.ModelProto, name: str, weights: np.ndarray) -> onnxruntime.InferenceSession:

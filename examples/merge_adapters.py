@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from rws import LiveSession
 
-MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
+MODEL = Path(__file__).parents[1] / "edge/bundle/cifar10/model.onnx"
 
 
 def random_adapter(weights: dict[str, np.ndarray], rank: int, seed: int) -> dict[str, np.ndarray]:

@@ -2,8 +2,8 @@
 
     python examples/opencv_loop.py [video file or camera index] [--bundle FOLDER] [--save annotated.mp4] [--show]
 
-Without a source it opens the first camera. For each frame it prints the class, the belief of the oracle and the mix of
-signatures in effect. The runtime keeps belief and weights from one call to the next, so frames must come in order.
+Without a source it opens the first camera. For each frame it prints what is seen, the belief of the oracle and the mix
+of signatures in effect. The runtime keeps belief and weights from one call to the next, so frames must come in order.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def main() -> None:
     """Read, step, print and draw until the source ends, or until Ctrl-C or `q` in the window."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default="0", help="video file or camera index; default: 0")
-    parser.add_argument("--bundle", help="bundle folder; default: the bundle that ships with rws")
+    parser.add_argument("--bundle", help="bundle folder; default: the detector that ships with rws")
     parser.add_argument("--save", help="write the annotated frames to this .mp4 file")
     parser.add_argument("--show", action="store_true", help="show the annotated frames in a window")
     options = parser.parse_args()
@@ -36,8 +36,8 @@ def main() -> None:
                 break
             result = runtime.step(frame, colour="bgr", captured_at=captured_at)  # OpenCV's colour order
             mix = ", ".join(f"{name} {alpha:.2f}" for name, alpha in result.mix.items()) or "clean weights"
-            seen = f"{result.belief.type}, severity {result.belief.type_severity:.1f}"
-            print(f"{result.index}  {result.label} {result.confidence:.0%} · {seen} · {mix} · {result.age_ms:.0f} ms")
+            quality = f"{result.belief.type}, severity {result.belief.type_severity:.1f}"
+            print(f"{result.index}  {result.describe(result.output)} · {quality} · {mix} · {result.age_ms:.0f} ms")
             if options.save or options.show:
                 annotated = cv2.cvtColor(result.plot(), cv2.COLOR_RGB2BGR)  # plot() gives RGB
                 if options.save and writer is None:

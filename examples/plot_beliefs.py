@@ -2,8 +2,8 @@
 
     python examples/plot_beliefs.py [folder, glob or list of images] [--bundle FOLDER] [--out beliefs.png]
 
-Without a source it takes the images in examples/images. Each row of the PNG shows an image, the probability of
-each corruption type that reaches 2 %, and the class that the patched model predicts for this image alone.
+Without a source it takes the photographs in examples/photos. Each row of the PNG shows an image, the probability of
+each corruption type that reaches 2 %, and what the patched model sees in this image alone.
 Needs matplotlib: pip install 'rws-edge[demo]'.
 """
 
@@ -22,8 +22,8 @@ from rws import Bundle, Runtime, open_source
 def main() -> None:
     """Classify each image alone, then draw one row per image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?", default=str(Path(__file__).parent / "images"))
-    parser.add_argument("--bundle", help="bundle folder; default: the bundle that ships with rws")
+    parser.add_argument("source", nargs="?", default=str(Path(__file__).parent / "photos"))
+    parser.add_argument("--bundle", help="bundle folder; default: the detector that ships with rws")
     parser.add_argument("--out", default="beliefs.png", help="PNG to write; default: beliefs.png")
     options = parser.parse_args()
 
@@ -46,7 +46,7 @@ def main() -> None:
             start += probability
         belief = ", ".join(f"{name.replace('_', ' ')} {probability:.0%}" for name, probability in types)
         bars.set_title(f"{belief}; severity {result.belief.type_severity:.1f}", loc="left", fontsize=9)
-        bars.set_title(f"{Path(frame.name).name} → {result.label} {result.confidence:.0%}", loc="right", fontsize=9)
+        bars.set_title(f"{Path(frame.name).name} → {result.describe(result.output)}", loc="right", fontsize=9)
         bars.set(xlim=(0, 1), yticks=[], xticks=[])
     axes[-1, 1].set(xlabel="probability of each corruption type", xticks=[0, 0.25, 0.5, 0.75, 1])
     figure.savefig(options.out, dpi=120)

@@ -32,7 +32,7 @@ def main() -> None:
     """Corrupt the images, run each under the three arms, and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", help="images as <class>/<image>; default: the clear frames of the demo")
-    parser.add_argument("--bundle", help="bundle folder; default: the bundle that ships with rws")
+    parser.add_argument("--bundle", default="cifar10", help="bundle of a classifier; default: cifar10, which ships")
     parser.add_argument("--severity", type=int, default=5, choices=range(1, 6))
     parser.add_argument("--limit", type=int, default=50, help="at most this many images; default: 50")
     parser.add_argument("--corruptions", nargs="+", default=["gaussian_noise", "defocus_blur", "fog", "contrast"])

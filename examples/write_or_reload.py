@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from rws import LiveSession
 
-MODEL = Path(__file__).parents[1] / "edge/bundle/default/model.onnx"
+MODEL = Path(__file__).parents[1] / "edge/bundle/cifar10/model.onnx"
 
 
 def main(path: str = str(MODEL), changes: int = 20) -> None:

@@ -72,7 +72,7 @@ def test_opencv_loop_says_what_it_cannot_open(tmp_path):
 
 def test_plot_beliefs(tmp_path):
     done = run("plot_beliefs.py", folder=tmp_path)
-    count = len(list((EXAMPLES / "images").glob("*.png")))
+    count = len(list((EXAMPLES / "photos").glob("*.jpg")))
     assert done.stdout == f"wrote beliefs.png: {count} images\n"
     picture = cv2.imread(str(tmp_path / "beliefs.png"))
     assert picture.shape[1] == 1200
@@ -109,7 +109,7 @@ def test_write_or_reload(tmp_path):
 def test_adopt_model(tmp_path, clear):
     for number, image in enumerate(clear[0][:20]):
         cv2.imwrite(str(tmp_path / f"{number}.png"), image[:, :, ::-1])
-    path = EXAMPLES.parent / "edge/bundle/default/model.onnx"
+    path = EXAMPLES.parent / "edge/bundle/cifar10/model.onnx"
     done = run("adopt_model.py", path, tmp_path, "--out", "mine", "--steps", 1, folder=tmp_path)
     assert done.stdout.splitlines()[-1].startswith("wrote mine: gaussian_noise, ")
     assert (tmp_path / "mine" / "bundle.json").is_file()

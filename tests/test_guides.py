@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from rws import terminal
 from rws.cli import app
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE, SHIPPED
 from support.command_line import invoke
 
 pytestmark = pytest.mark.torch  # a guide replays a test set
@@ -119,7 +119,8 @@ def runs_here(words: list[str]) -> bool:
     named = [given[name] for name in OPENED if given.get(name) is not None]
     values = [str(value) for one in named for value in (one if isinstance(one, list | tuple) else [one])]
     bounded = given.get("limit") is not None
-    return all(Path(value).exists() or glob.glob(value) or (value == "pattern" and bounded) for value in values)
+    known = {*SHIPPED, *(["pattern"] if bounded else [])}
+    return all(value in known or Path(value).exists() or glob.glob(value) for value in values)
 
 
 @pytest.fixture
@@ -135,9 +136,10 @@ def folder(clear, tmp_path, monkeypatch) -> Path:
         video.write(cv2.resize(image[:, :, ::-1], (64, 64)))
     video.release()
     for name in ("my_bundle", "current"):
-        shutil.copytree(DEFAULT_BUNDLE, tmp_path / name)
-    shutil.copy(DEFAULT_BUNDLE / "model.onnx", tmp_path / "model.onnx")
-    shutil.copytree(ROOT / "examples/images", tmp_path / "examples/images")
+        shutil.copytree(CIFAR10_BUNDLE, tmp_path / name)
+    shutil.copy(CIFAR10_BUNDLE / "model.onnx", tmp_path / "model.onnx")
+    for name in ("images", "photos"):
+        shutil.copytree(ROOT / "examples" / name, tmp_path / "examples" / name)
     (tmp_path / "power.log").write_text("RAM 2448/7620MB VDD_IN 5081mW/5012mW VDD_SOC 1571mW/1568mW\n" * 3)
     monkeypatch.chdir(tmp_path)
     return tmp_path

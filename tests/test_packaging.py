@@ -114,7 +114,7 @@ def test_the_wheel_holds_all_files_but_pages_and_results(source, wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert {name for name in names if not name.endswith((".so", ".pyd"))} == expected
-    assert "rws/edge/bundle/default/model.onnx" in expected
+    assert "rws/edge/bundle/cifar10/model.onnx" in expected
 
 
 def test_the_sdist_holds_all_tracked_files(tmp_path):

@@ -14,7 +14,7 @@ from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bun
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
 from rws.benchmarks.cli.zoo import models, zoo, zoo_curve
-from rws.edge.cli.parameters import BundleOption, JsonOption
+from rws.edge.cli.parameters import Cifar10Option, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -77,7 +77,7 @@ def signatures(
             help="The --work folder of the training that made the bundle. Default: only the bundle's own bits."
         ),
     ] = None,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     severity: Annotated[int, typer.Option(min=1, max=5, help="Severity of the corruptions.")] = 5,
     limit: Annotated[int, typer.Option(min=1, help="At most this many images of each set.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,
@@ -103,12 +103,12 @@ def signatures(
 
 
 @bench.command()
-def storage(model: Models = None, bundle: BundleOption = None, layers: Layers = 5, report: JsonOption = None) -> None:
+def storage(model: Models = None, bundle: Cifar10Option = None, layers: Layers = 5, report: JsonOption = None) -> None:
     """Measure bytes on disk and in memory: the clean model, 20 models, and one model with signatures of 32 to 4 bits.
 
     \b
     Examples:
-        rws bench storage                                      # the bundled default
+        rws bench storage                                      # the bundle cifar10
         rws bench storage --model vgg16:32 --model resnet50:224 --json storage.json
         rws bench storage --model classifier.onnx --layers 3
     """
@@ -120,7 +120,7 @@ def storage(model: Models = None, bundle: BundleOption = None, layers: Layers = 
 @bench.command()
 def latency(
     model: Models = None,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     layers: Layers = 5,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="Threads inside an operator; repeatable. Default: 1.")
@@ -146,7 +146,7 @@ def latency(
 
     \b
     Examples:
-        rws bench latency                                               # the bundled default
+        rws bench latency                                               # the bundle cifar10
         rws bench latency --model vgg16:32 --model resnet50:224 --threads 1 --threads 2 --json latency.json --csv .
         rws bench latency --model classifier.onnx --strategy untouched_again --strategy live --rounds 30
         rws bench latency --model vgg16:224 --strategy live --duration 600   # does it throttle?
@@ -161,7 +161,7 @@ def latency(
 
 @bench.command("oracle")
 def oracle_cost(
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Next to the bundle's own, vgg16, resnet50, …; repeatable.")
     ] = None,

@@ -7,7 +7,7 @@ import typer
 
 from rws import terminal
 from rws.benchmarks.cli.options import open_bundle
-from rws.edge.cli.parameters import BundleOption
+from rws.edge.cli.parameters import Cifar10Option
 from rws.edge.common.extras import require
 
 
@@ -15,7 +15,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for timeline.png, frames.mp4, results.jsonl, summary.json.")] = Path(
         "demo"
     ),
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of model and oracle.")] = 1,
 ) -> None:
     """Play a stream of corrupted test images through the frame loop and show what the oracle and the patch do.

@@ -19,10 +19,11 @@ Repeats = Annotated[int, typer.Option(min=1, help="Repeats; each reloads everyth
 
 
 def open_bundle(folder: Path | None, any_range: bool = False) -> "Bundle":
-    """Load a classifier's bundle, the bundled default for None; see `Bundle.load_classifier`."""
+    """Load a classifier's bundle, for None the one of CIFAR-10 that ships; see `Bundle.load_classifier`."""
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.contents import CIFAR10_BUNDLE
 
-    return Bundle.load_classifier(folder, any_range)
+    return Bundle.load_classifier(folder or CIFAR10_BUNDLE, any_range)
 
 
 def save(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rws.benchmarks.cli.options import open_bundle, save
-from rws.edge.cli.parameters import BundleOption, JsonOption
+from rws.edge.cli.parameters import BundleOption, Cifar10Option, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -26,7 +26,7 @@ ValidationLimit = Annotated[int, typer.Option(min=1, help="The same for the imag
 
 def policies(
     data: Data,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each corruption and severity.")] = 200,
     validation_limit: ValidationLimit = 400,
     seed: Seed = 0,
@@ -51,7 +51,7 @@ def policies(
 
 def pairs(
     data: Data,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     cache: Cache = None,
     seed: Seed = 0,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of corruptions, drawn by the seed.")] = 40,
@@ -78,7 +78,7 @@ def pairs(
 def unseen(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the jobs' files; several processes may share it.")],
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each oracle.")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="Hold out this corruption; repeatable. Default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Test images of each severity.")] = 1000,
@@ -109,7 +109,7 @@ def unseen(
 
 def tune_filter(
     data: Data,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     frames: Annotated[int, typer.Option(min=1, help="Validation frames of each type in each stream.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the streams.")] = 0,
     keep: Annotated[
@@ -136,7 +136,7 @@ def tune_filter(
 def baselines(
     data: Data,
     work: Annotated[Path, typer.Option(help="Folder for the models; a stopped training resumes from it.")],
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     threads: Threads = 1,
 ) -> None:
     """Train the baselines' models: one with all corruptions as augmentation, and one per corruption.
@@ -161,7 +161,7 @@ def baselines(
 def figures(
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("docs/benchmarks"),
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this figure; repeatable.")] = None,
 ) -> None:
     """Draw the confusion matrix, the gain table, the split of the regret and a stream's timeline from the results.

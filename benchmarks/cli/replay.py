@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rws.benchmarks.cli.options import open_bundle, save
-from rws.edge.cli.parameters import BundleOption, JsonOption
+from rws.edge.cli.parameters import Cifar10Option, JsonOption
 from rws.edge.common.extras import require
 from rws.errors import UsageError
 from rws.terminal import result_console, say
@@ -18,7 +18,7 @@ def replay(
         str,
         typer.Option(help="Clean test folder or data set (corrupted here), ImageNet-C folders, CIFAR-10-C .npy files."),
     ],
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     severity: Annotated[str, typer.Option(help="1 to 5, a list such as 1,3,5, or all.")] = "5",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many images of each set.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the corruptions and of --limit.")] = 0,

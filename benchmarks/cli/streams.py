@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rws.benchmarks.cli.options import open_bundle, save
-from rws.edge.cli.parameters import BundleOption, JsonOption, output
+from rws.edge.cli.parameters import Cifar10Option, JsonOption, output
 from rws.edge.common.extras import require
 from rws.errors import UsageError
 from rws.terminal import STDOUT, result_console, say
@@ -23,7 +23,7 @@ def streams(
         list[str] | None,
         typer.Option(help="iid, mixed, continual, gradual, correlated, or all; repeatable. Default: all."),
     ] = None,
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames per corruption type.")] = 500,
     severity: Annotated[Severity, typer.Option(help="Severity of the corruptions; all: changing.")] = Severity["5"],
     baselines: Annotated[

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import MODEL
 from rws.edge.onnx.graph import clean_tensors, data_input, prepare, read_model, replaced_tensors, shallow_tensors
 from rws.edge.signatures.signature_set import SignatureSet, shallow_sha256
@@ -44,7 +45,7 @@ def load_models(
     specs: Sequence[str], bundle: str | Path | None = None, *, layers: int = 5, seed: int = 0
 ) -> list[BenchmarkModel]:
     """Load `vgg16:224`, `path/to/any.onnx`, …, the bundle first; InputError or BundleError if one is unfit."""
-    found = [load_model(Bundle.load(bundle))] if bundle is not None or not specs else []
+    found = [load_model(Bundle.load(bundle or CIFAR10_BUNDLE))] if bundle is not None or not specs else []
     for spec in specs:
         if spec.endswith(".onnx"):
             found.append(load_model(spec, layers=layers, seed=seed))

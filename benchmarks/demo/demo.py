@@ -144,5 +144,5 @@ def _compare(trained: NDArray[np.bool_], perfect: NDArray[np.bool_]) -> str:
         "takes its signature at the α that is best on average; another α or a mix can suit a single image better. Here "
         f"they differ on {np.count_nonzero(difference)} of {len(difference)} frames: trained − perfect = "
         f"{difference.mean():+.1f} points, standard error {error:.1f}; less than twice that may be chance. On the "
-        "whole test set the bundled model is more accurate with the perfect oracle."
+        "whole test set the model is more accurate with the perfect oracle."
     )

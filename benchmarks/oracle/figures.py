@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
 from rws.benchmarks.common.tables import Record, spoken
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.common.files import atomic_write_bytes, os_errors, read_regular
 from rws.edge.common.schema import parse_json
 from rws.errors import InputError, check_known
@@ -48,14 +49,14 @@ def draw_all(
 
     Args:
         results: folder of `replay_all.json` and `streams.json`; InputError if what is to be drawn is missing.
-        bundle: whose gain table is drawn; None: the bundled default.
+        bundle: whose gain table is drawn; None: the one of CIFAR-10 that ships.
         only: which of `FIGURES`; none: all; UsageError if one is unknown.
     """
     check_known("figure", only, FIGURES)
 
     draw: dict[str, Callable[[], Figure]] = {
         "confusion": lambda: draw_confusion(_read(results, "oracle")["confusion"]),
-        "gain_table": lambda: draw_gain_table((bundle or Bundle.load()).table),
+        "gain_table": lambda: draw_gain_table((bundle or Bundle.load(CIFAR10_BUNDLE)).table),
         "regret_split": lambda: draw_regret_split(_read(results, "regret_split")),
         "stream": lambda: draw_stream(_read(results, "timeline")),
     }

@@ -40,7 +40,7 @@ LIVE_ARMS = {
 }
 LIVE_LIMITS = {"live": 1.01, "patched": 1.03}
 RATES = {0: "no patch", 10: "patched on every tenth frame", 1: "patched on every frame"}
-BUNDLE = ROOT / "edge/bundle/default/bundle.json"
+BUNDLE = ROOT / "edge/bundle/cifar10/bundle.json"
 BUNDLE_FILES = ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors")
 
 
@@ -99,7 +99,7 @@ def threads_table() -> str:
 
 
 def default_latency_table() -> str:
-    """Return the stages of a frame of the bundled default."""
+    """Return the stages of a frame of the bundle `cifar10`."""
     name = json.loads(BUNDLE.read_text())["name"]
     rows = [row for row in lookup("latency_default.stages") if row["model"] == name]
     lines: dict[int, dict[str, str]] = {every: {"name": title} for every, title in RATES.items()}

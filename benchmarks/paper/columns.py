@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.training.build.build import Build
@@ -55,7 +56,7 @@ _COLUMNS = (
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
 
-# At the small scale the bundled oracle serves these columns: it reads no labels.
+# At the small scale the oracle of the bundle `cifar10` serves these columns: it reads no labels.
 _ORACLE_OF_THE_DEFAULT = {("small", "cifar10-vgg16"), ("small", "cifar100-vgg16")}
 _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
@@ -103,7 +104,7 @@ class ColumnBuild(Build):
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and its scores on validation images."""
         if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
-            bundle = Bundle.load()
+            bundle = Bundle.load(CIFAR10_BUNDLE)
             return bundle.read(ORACLE), bundle.manifest.measured["oracle"]
         if self._oracle_of is None:
             return super().oracle()

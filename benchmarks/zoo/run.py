@@ -26,7 +26,7 @@ from rws.benchmarks.zoo.quantised import FORMS, compare_int8, quantised
 from rws.benchmarks.zoo.scorers import BoxScorer, ClassScorer, Scorer, TextScorer
 from rws.benchmarks.zoo.text import characters_of, make_lines
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.extras import require
@@ -132,7 +132,7 @@ ZOO: Mapping[str, ZooModel] = {
     "efficientnet_lite0": ZooModel(partial(_efficientnet_lite, 0, 224), _LITE),
     "efficientnet_lite1": ZooModel(partial(_efficientnet_lite, 1, 240), _LITE),
     "efficientnet_lite2": ZooModel(partial(_efficientnet_lite, 2, 260), _LITE),
-    "vgg16": ZooModel(lambda _: _file(DEFAULT_BUNDLE / MODEL), ImportOptions()),
+    "vgg16": ZooModel(lambda _: _file(CIFAR10_BUNDLE / MODEL), ImportOptions()),
     "fastestdet": ZooModel(_file, ImportOptions(None, Preprocessing(bgr=True), fit="stretch"), "boxes"),
     "ppocr_rec": ZooModel(_file, _PADDLE, "text"),
 }

@@ -52,7 +52,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "Bundle":
-        """Check and read a bundle, by default the bundled one; raise BundleError or SignatureError if it is invalid.
+        """Check and read a bundle, by default the detector; raise BundleError or SignatureError if it is invalid.
 
         With keys, a bundle that none of them has signed is a BundleError before anything of it is parsed.
         """

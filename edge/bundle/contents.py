@@ -11,9 +11,9 @@ from rws.edge.bundle.manifest import CURE, FILES, MAKER_SIGNATURE, MANIFEST, Fil
 from rws.edge.common.files import OpenFolder, os_errors
 from rws.errors import BundleError
 
-DEFAULT_BUNDLE = Path(__file__).parent / "default"
-DETECTOR_BUNDLE = Path(__file__).parent / "detector"
-SHIPPED: Mapping[str, Path] = {"cifar10": DEFAULT_BUNDLE, "detector": DETECTOR_BUNDLE}
+DETECTOR_BUNDLE, CIFAR10_BUNDLE = (Path(__file__).parent / name for name in ("detector", "cifar10"))
+DEFAULT_BUNDLE = DETECTOR_BUNDLE
+SHIPPED: Mapping[str, Path] = {"detector": DETECTOR_BUNDLE, "cifar10": CIFAR10_BUNDLE}
 LARGEST_MANIFEST = 16 * 2**20
 _MOST_EXCHANGES = 100  # of the folder, during one reading
 
@@ -31,7 +31,7 @@ class BundleFiles:
 
     @classmethod
     def read(cls, path: str | Path | None = None, keys: TrustedKeys | None = None) -> "BundleFiles":
-        """Read a bundle's files, by default the bundled one's; raise BundleError if one is missing or altered.
+        """Read a bundle's files, by default those of the detector; raise BundleError if one is missing or altered.
 
         A shipped bundle can be given by its name, one of `SHIPPED`. All are of one folder, also if another takes its
         place meanwhile. With keys, a manifest that none of them has signed is a BundleError before it is parsed.

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BundleArgument = Annotated[Path | None, argument(metavar="BUNDLE", help="Bundle folder; default: the bundled one.")]
+BundleArgument = Annotated[
+    Path | None, argument(metavar="BUNDLE", help="Bundle folder, or detector or cifar10; default: detector.")
+]
 Folder = Annotated[Path, argument(metavar="BUNDLE", help="Bundle folder.")]
 
 
@@ -33,7 +35,7 @@ def inspect(path: BundleArgument = None, key: KeyOption = None, report: JsonOpti
 
     \b
     Examples:
-        rws inspect                     # the bundled default
+        rws inspect                     # the detector that ships
         rws inspect my_bundle --json my_bundle.json
     """
     from rws.edge.bundle.bundle import Bundle
@@ -53,7 +55,7 @@ def verify(path: BundleArgument = None, key: KeyOption = None) -> None:
 
     \b
     Examples:
-        rws verify                      # the bundled default
+        rws verify                      # the detector that ships
         rws verify my_bundle && rws run 0 --bundle my_bundle
         rws verify my_bundle --key maker.pub
     """
@@ -108,6 +110,7 @@ def list_bundles(
     from rich.table import Table
     from rich.text import Text
 
+    from rws.edge.bundle.contents import DEFAULT_BUNDLE
     from rws.edge.common.provenance import write_json
 
     table = Table("name", "classes", "input", "signatures", "MB", "path")
@@ -118,7 +121,8 @@ def list_bundles(
         row |= {"classes": len(row["classes"]), "signatures": len(found.signatures.names)}
         row["bytes"] = sum(row["bytes"].values())
         rows.append(row)
-        values = row["name"], row["classes"], _input(row), row["signatures"], f"{row['bytes'] / 1e6:.1f}", row["path"]
+        name = f"{row['name']} (default)" if found.path == DEFAULT_BUNDLE else row["name"]
+        values = name, row["classes"], _input(row), row["signatures"], f"{row['bytes'] / 1e6:.1f}", row["path"]
         table.add_row(*(Text(printable(str(value)), overflow="fold") for value in values))
     show(table)
     if report is not None:
@@ -276,7 +280,7 @@ def _passphrase(confirm: bool = False) -> bytes:
 
 
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
-    """Load the bundle that ships and those that the folders are or contain; warn of each that is refused."""
+    """Load the bundles that ship and those that the folders are or contain; warn of each that is refused."""
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.bundle.contents import SHIPPED
     from rws.edge.bundle.manifest import MANIFEST

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, optional
+from rws.edge.cli.parameters import Cifar10Option, JsonOption, KeyOption, optional
 from rws.terminal import console as line_console
 from rws.terminal import result_console
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def drill(
-    bundle: BundleOption = None,
+    bundle: Cifar10Option = None,
     key: KeyOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip what takes longer than a few seconds.")] = False,
     only: Annotated[str | None, optional(help="Only the faults whose name contains this text.")] = None,
@@ -53,6 +53,7 @@ def drill(
         rws drill --soak 3600 --fps 15 --hostile # an hour in which everything goes wrong
     """
     from rws.edge.bundle.bundle import Bundle
+    from rws.edge.bundle.contents import CIFAR10_BUNDLE
     from rws.edge.bundle.keys import trusted_keys
     from rws.edge.common.provenance import provenance, write_json
     from rws.edge.sources.open import quiet_opencv
@@ -62,7 +63,7 @@ def drill(
         raise UsageError("--hostile is for a soak test; add --soak SECONDS")
     quiet_opencv()
     console = line_console()
-    loaded = Bundle.load(bundle, trusted_keys(key))
+    loaded = Bundle.load(bundle or CIFAR10_BUNDLE, trusted_keys(key))
     if soak is None:
         content, failed = _run_cases(loaded, quick, only, video, console)
     else:

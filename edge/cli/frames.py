@@ -7,7 +7,6 @@ from importlib import import_module
 
 from rws.edge.bundle.manifest import Manifest
 from rws.edge.common.extras import require
-from rws.edge.preprocess import cover
 from rws.records import Frame
 
 CORRUPT_SEED = 0  # for `--corrupt`; the noise of a frame depends on it and on the frame's number
@@ -30,15 +29,10 @@ class SizeWarning:
         return frame
 
 
-def corrupter(spec: str, size: Callable[[], tuple[int, int]]) -> Callable[[Frame], Frame]:
-    """Return a function that crops a frame to `size()`, (height, width), and corrupts it as TYPE:SEVERITY says."""
+def corrupter(spec: str) -> Callable[[Frame], Frame]:
+    """Return a function that corrupts a frame, at its own resolution, as TYPE:SEVERITY says."""
     with require("train"):
         # By its name, because this room imports nothing of the room that makes the corruptions.
         module = import_module("rws.training.corruptions.frames")
     change = module.corrupter(spec, seed=CORRUPT_SEED)
-
-    def corrupt(frame: Frame) -> Frame:
-        original = cover(frame.image, *size())
-        return replace(frame, image=change(original, frame.index), original=original)
-
-    return corrupt
+    return lambda frame: replace(frame, image=change(frame.image, frame.index), original=frame.image)

@@ -57,9 +57,7 @@ def oracle(
 
 def health(
     source: Annotated[list[str], typer.Argument(metavar="SOURCE", help="As of `rws run`.")],
-    bundle: Annotated[
-        Path | None, optional("--bundle", help="Bundle whose oracle looks, as of `rws run`; default: detector.")
-    ] = None,
+    bundle: BundleOption = None,
     key: KeyOption = None,
     min_severity: Annotated[float, typer.Option(min=0, max=5, help="An image is bad from this severity on.")] = 3.0,
     lasting: Annotated[float, typer.Option(min=0, help="Seconds that a camera is bad before it is an alert.")] = 10.0,
@@ -97,7 +95,6 @@ def health(
     from importlib import import_module
 
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.bundle.contents import DETECTOR_BUNDLE
     from rws.edge.bundle.keys import trusted_keys
     from rws.edge.cli.frames import SizeWarning
     from rws.edge.cli.session import stop_on_signal
@@ -108,7 +105,7 @@ def health(
     from rws.errors import SourceError
 
     quiet_opencv()
-    loaded, lost = Bundle.load(bundle or DETECTOR_BUNDLE, trusted_keys(key)), None
+    loaded, lost = Bundle.load(bundle, trusted_keys(key)), None
     asked = problems_meant(fail_if or (), loaded.manifest.corruptions)
     if plot is not None:
         with require("demo"):

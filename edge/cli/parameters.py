@@ -18,9 +18,9 @@ def output(path: Path | None) -> Path | None:
     return path and claim_stdout(check_target(path))
 
 
-BundleOption = Annotated[
-    Path | None, optional("--bundle", help="Bundle folder, or cifar10 or detector, which ship; default: cifar10.")
-]
+_BUNDLE = "Bundle folder, or detector or cifar10, which ship; default: "
+BundleOption = Annotated[Path | None, optional("--bundle", help=f"{_BUNDLE}detector.")]
+Cifar10Option = Annotated[Path | None, optional("--bundle", help=f"{_BUNDLE}cifar10, the small classifier.")]
 KeyOption = Annotated[
     list[Path] | None,
     optional(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import TextIO, cast
@@ -136,8 +135,7 @@ class RunSession:
         self._runtime = stack.enter_context(Runtime(pipeline, oracle_every=options.oracle_every))
         self._changes: list[Callable[[Frame], Frame]] = [SizeWarning(bundle.manifest)]
         if options.corrupt is not None:
-            size = attrgetter("pipeline.input.height", "pipeline.input.width")
-            self._changes.append(corrupter(options.corrupt, lambda: size(self._runtime)))
+            self._changes.append(corrupter(options.corrupt))
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {pipeline.model.description}")
         self._monitor = Monitor(source)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import supervision
 
 NAMED = 4  # classes of a summary
-SMALLEST_TEXT = 0.4  # scale of OpenCV's font that can still be read
+SMALLEST_TEXT, LONGEST = 0.4, 60  # scale of OpenCV's font that can still be read; letters of a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +81,21 @@ class Detect:
 
     def draw(self, image: NDArray[np.uint8], output: Detections) -> NDArray[np.uint8]:
         """Return a copy of the image, uint8, (H, W, 3), RGB, with each box, its class and confidence."""
-        with require("detect"):
-            import supervision
-        # The surest is drawn last, on top.
-        turned = Detections(output.boxes[::-1], output.confidence[::-1], output.class_id[::-1], output.names)
-        size, found = (image.shape[1], image.shape[0]), turned.to_supervision()
-        scale = max(supervision.calculate_optimal_text_scale(size), SMALLEST_TEXT)
-        box = supervision.BoxAnnotator(thickness=supervision.calculate_optimal_line_thickness(size))
-        text = supervision.LabelAnnotator(text_scale=scale, text_padding=3)
-        # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.
-        names = [printable(label).encode("ascii", "replace").decode() for label in turned.labels]
-        labels = [f"{name} {sure:.0%}" for name, sure in zip(names, turned.confidence, strict=True)]
-        drawn = box.annotate(image.copy(), found)
-        found.xyxy[:, 1] = found.xyxy[:, 1].clip(min=24 * scale + 6)  # a label stands on its box, and in the frame
-        return np.asarray(text.annotate(drawn, found, labels=labels), np.uint8)
+        drawn, side = image.copy(), min(image.shape[:2])
+        scale, thick, font = max(side / 1000, SMALLEST_TEXT), max(2, side // 360), cv2.FONT_HERSHEY_SIMPLEX
+        rows = [*zip(output.boxes.round().astype(int).tolist(), output.labels, output.confidence, strict=True)]
+        for place, ((left, top, right, bottom), label, sure) in reversed([*enumerate(rows)]):  # the surest on top
+            hue = int(output.class_id[place]) * 111 % 180  # classes next to one another get hues far apart
+            colour = cv2.cvtColor(np.array([[[hue, 190, 235]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
+            cv2.rectangle(drawn, (left, top), (right, bottom), colour, thick)
+            # OpenCV crashes at text that is not Unicode, and has no letters but ASCII.
+            text = f"{printable(label)[:LONGEST].encode('ascii', 'replace').decode()} {sure:.0%}"
+            (width, height), below = cv2.getTextSize(text, font, scale, 1)
+            top = max(top, height + below + 4)  # a label stands on its box, and in the frame
+            left = max(0, min(left, image.shape[1] - width - 6))
+            cv2.rectangle(drawn, (left, top - height - below - 4), (left + width + 6, top), colour, cv2.FILLED)
+            cv2.putText(drawn, text, (left + 3, top - below), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        return drawn
 
     def to_dict(self, output: Detections) -> Mapping[str, object]:
         """Return the boxes in plain types, ready for `json.dumps`: pixels to a tenth, the surest first."""

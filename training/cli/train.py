@@ -37,7 +37,7 @@ def train(
 
     \b
     Examples:
-        rws train ~/data/cifar10 --out bundle                # the bundled default, rebuilt
+        rws train ~/data/cifar10 --out bundle                # the bundle cifar10, rebuilt
         rws train my_photos/ --size 64 --out my_bundle
         rws train ~/data/cifar10 --job oracle                # one part, in a separate process
         rws train my_photos/ --onto my_bundle --out calibrated

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import SHIPPED
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import ORACLE
 from rws.training.oracle.network import SHARPNESS
 
@@ -102,7 +102,7 @@ class TileNetwork(nn.Module):
 
     def load_small(self) -> None:
         """Give the trunk the weights of the CIFAR-10 bundle's oracle, which has seen small images only."""
-        found = _arrays(Bundle.load(SHIPPED["cifar10"]).read(ORACLE))
+        found = _arrays(Bundle.load(CIFAR10_BUNDLE).read(ORACLE))
         front = next(array for array in found.values() if tuple(array.shape) == tuple(self.trunk.front.weight.shape))
         places = range(len(self.trunk.stages))
         stages = [(found[f"stages.{place}.0.weight"], found[f"stages.{place}.0.weight_bias"]) for place in places]

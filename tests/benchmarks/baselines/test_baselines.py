@@ -43,9 +43,9 @@ def images(clear) -> Images:
 
 @pytest.fixture(scope="module")
 def unfolded(images) -> nn.Module:
-    """The bundled default with its BatchNorm back; a test must not change it."""
+    """The model of `cifar10` with its BatchNorm back; a test must not change it."""
     module = build_model(load_recipe("cifar10_vgg16").model, len(CLASSES))
-    return unfold(module, folded_weights(Bundle.load().read(MODEL)), images)
+    return unfold(module, folded_weights(Bundle.load("cifar10").read(MODEL)), images)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def logits_of(module: nn.Module, x: np.ndarray) -> np.ndarray:
 
 
 def test_the_unfolded_model_is_the_bundles(unfolded, images, foggy):
-    model = Bundle.load().model(ModelOptions(threads=1))
+    model = Bundle.load("cifar10").model(ModelOptions(threads=1))
     clean = images.pixels.numpy() / np.float32(255)
     for x in (clean, foggy):
         np.testing.assert_allclose(logits_of(unfolded, x), model.predict(x)[0], atol=1e-4)
@@ -104,7 +104,7 @@ def test_unfolding_brings_back_the_original_batchnorm(images, foggy):
 
 
 def test_what_cannot_be_unfolded_is_refused(images):
-    weights = folded_weights(Bundle.load().read(MODEL))
+    weights = folded_weights(Bundle.load("cifar10").read(MODEL))
     with pytest.raises(InputError, match="has no BatchNorm"):
         unfold(build_model(ModelSpec(width=0.1, batch_norm=False), 10), weights, images)
     with pytest.raises(FormatError, match=r"has no tensor features\.0\.weight \(6, 3, 3, 3\)"):

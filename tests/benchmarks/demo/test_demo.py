@@ -32,7 +32,7 @@ def test_the_bundled_stream_is_the_scenario(demo_stream):
 
 
 def test_the_video_shows_right_and_wrong(demo_stream, tmp_path):
-    runtime, video = Runtime.from_bundle(Bundle.load()), DemoVideo(tmp_path / "frames.mp4", 5.0, demo_stream)
+    runtime, video = Runtime.from_bundle(Bundle.load("cifar10")), DemoVideo(tmp_path / "frames.mp4", 5.0, demo_stream)
     runtime.compare = True
     seen = set()
     for index in (0, 47, 52):

@@ -8,7 +8,7 @@ from rws.edge.bundle.manifest import ORACLE
 
 @pytest.mark.slow
 def test_every_model_has_a_row_for_each_part_and_the_ratios_are_of_the_times():
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     other = load_model("squeezenet1_1", size=32)
     result = measure_oracle(bundle, [other], rounds=2, repeats=2)
     assert [(row["model"], row["case"]) for row in result["rows"]] == [

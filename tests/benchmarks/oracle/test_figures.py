@@ -113,7 +113,7 @@ def test_the_confusion_is_in_percent_of_each_row_and_keeps_its_labels(confusion)
 
 
 def test_the_gain_table_shows_the_best_alpha_over_no_patch():
-    table = Bundle.load().table
+    table = Bundle.load("cifar10").table
     axis = draw_gain_table(table).axes[0]
     shown = np.asarray(axis.images[0].get_array())
     names = [label.get_text().replace(" ", "_") for label in axis.get_yticklabels()]

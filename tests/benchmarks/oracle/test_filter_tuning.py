@@ -23,7 +23,7 @@ def small(monkeypatch):
 
 def run(image_folder, space, progress=silent):
     # A tenth of the images is the validation part, each shown once per type; the tests have few.
-    return tune_filter(Bundle.load(), str(image_folder), 5, EvaluationOptions(progress=progress), space)
+    return tune_filter(Bundle.load("cifar10"), str(image_folder), 5, EvaluationOptions(progress=progress), space)
 
 
 def test_the_search_takes_the_best_that_costs_nothing_on_mixed(image_folder):
@@ -73,7 +73,7 @@ def test_a_loss_on_clean_frames_excludes_a_setting():
 
 
 def test_only_settings_of_the_bundles_policy_are_tried(image_folder):
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     own = fitting_space(bundle, None)
     assert "policy.hold" in own
     assert set(SPACE) - set(own) == {"policy.margin"}

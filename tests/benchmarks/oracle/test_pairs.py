@@ -16,7 +16,7 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.frames import load_splits
 
-TABLE = Bundle.load().table
+TABLE = Bundle.load("cifar10").table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
 PERFECT = ReferencePolicy(TABLE, "perfect")
 
@@ -70,7 +70,7 @@ def test_pairs_are_drawn_by_the_seed():
 
 @pytest.fixture(scope="module")
 def result(image_folder):
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     splits = load_splits(bundle, str(image_folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rws.benchmarks.oracle.pairs.THRESHOLDS", (0.2, 0.4))

@@ -24,7 +24,7 @@ from rws.oracle.policy import STEP, ExpectedGainPolicy, GainTable, ReferencePoli
 from rws.training.evaluation.evaluator import EvaluationOptions
 from rws.training.evaluation.frames import load_splits
 
-TABLE = Bundle.load().table
+TABLE = Bundle.load("cifar10").table
 NAMES, LEVELS = TABLE.corruptions, TABLE.levels
 
 corruptions = st.sampled_from(NAMES)
@@ -126,7 +126,7 @@ def test_settings_are_chosen_among_the_harmless_ones():
 def result(image_folder):
     # What is shipped is a row of the table too: the plain weighted policy.
     shipped = {"kind": "weighted", "threshold": 0.0, "clean_weight": 1.0, "hold": 0.3}
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     bundle = replace(bundle, manifest=replace(bundle.manifest, policy=shipped))
     splits = load_splits(bundle, str(image_folder))
     with pytest.MonkeyPatch.context() as patch:

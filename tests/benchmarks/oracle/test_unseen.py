@@ -27,7 +27,7 @@ from rws.training.evaluation.frames import load_splits
 from rws.training.jobs.store import claim
 from rws.training.oracle.sampling import OracleRecipe
 
-BUNDLE = Bundle.load()
+BUNDLE = Bundle.load("cifar10")
 TABLE = BUNDLE.table
 
 

@@ -24,7 +24,7 @@ from support.command_line import CLASSES, invoke
 
 @pytest.fixture(scope="module")
 def result(image_folder):
-    return replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3))
+    return replay(Bundle.load("cifar10"), str(image_folder), options=EvaluationOptions(seed=3))
 
 
 def test_the_bundled_default_wins_back_accuracy_on_real_images(result, clear):
@@ -50,7 +50,7 @@ def test_the_averages_are_those_of_the_parts(result):
 
 
 def test_the_same_seed_gives_the_same_result(result, image_folder):
-    assert replay(Bundle.load(), str(image_folder), options=EvaluationOptions(seed=3)) == result
+    assert replay(Bundle.load("cifar10"), str(image_folder), options=EvaluationOptions(seed=3)) == result
 
 
 def test_the_shares_of_the_regret_sum_to_it(result):
@@ -63,7 +63,7 @@ def test_the_shares_of_the_regret_sum_to_it(result):
 
 
 def test_a_partial_oracle_keeps_only_what_is_true():
-    replayer = Replayer(Bundle.load(), threads=1)
+    replayer = Replayer(Bundle.load("cifar10"), threads=1)
     joint = np.random.default_rng(0).random((4, 96)).astype(np.float32)
     joint /= joint.sum(1, keepdims=True)
     known = replayer.partial(joint, "shot_noise", "type")
@@ -81,7 +81,7 @@ def test_eight_frames_tell_more_than_one(result):
 
 def test_the_same_picture_is_found_and_counts_as_right(result, clear, image_folder):
     assert ["defocus_blur", "gaussian_blur", 1] in replay(
-        Bundle.load(), str(image_folder), (1,), EvaluationOptions(limit=40)
+        Bundle.load("cifar10"), str(image_folder), (1,), EvaluationOptions(limit=40)
     )["oracle"]["merged"]
     assert result["oracle"]["type_accuracy_merged"] >= result["oracle"]["type_accuracy"]
     pixels = torch.from_numpy(clear[0][:4]).permute(0, 3, 1, 2).contiguous()
@@ -109,7 +109,7 @@ def test_a_set_in_cifar10_cs_files_is_read_by_severity(corrupted, tmp_path):
     assert [(s.corruption, s.severity, len(s.images)) for s in sets] == [("fog", 1, 20), ("fog", 5, 20)]
     np.testing.assert_array_equal(sets[1].images.pixels.permute(0, 2, 3, 1).numpy(), images)
     assert not sets[0].images.pixels.any()
-    result = replay(Bundle.load(), str(tmp_path))
+    result = replay(Bundle.load("cifar10"), str(tmp_path))
     assert list(result["per_corruption"]) == ["fog"]
     assert result["oracle"]["clean_recall"] is None
 
@@ -143,7 +143,7 @@ def test_a_limit_decodes_only_the_chosen_images(image_folder, tmp_path):
 
 def test_bad_data_is_named(image_folder, tmp_path):
     def run(root):
-        return replay(Bundle.load(), str(root))
+        return replay(Bundle.load("cifar10"), str(root))
 
     missing = tmp_path / "missing"
     shutil.copytree(image_folder / "test", missing)
@@ -211,8 +211,8 @@ def test_the_command_writes_the_agreed_json(image_folder, tmp_path):
 
 
 def test_a_classifier_may_take_another_range(image_folder, tmp_path):
-    """The bundled model as one that takes values to 255 answers the same."""
-    bundle = Bundle.load()
+    """The bundle `cifar10` as one that takes values to 255 answers the same."""
+    bundle = Bundle.load("cifar10")
     model = read_model(bundle.read(MODEL))
     prepend(model, Preprocessing(1 / 255), "NCHW")
     about = bundle.manifest

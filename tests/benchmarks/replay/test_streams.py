@@ -19,7 +19,7 @@ from support.command_line import invoke
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load()
+    return Bundle.load("cifar10")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_fewer_bits_are_smaller_and_scales_per_channel_add_little(report, built)
 
 
 def test_without_a_build_the_bundles_own_bits_are_measured_as_in_the_replay(image_folder):
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     options = EvaluationOptions(limit=60, seed=3)
     result = compare_encodings(bundle, str(image_folder), options=options)
     replayed = replay(bundle, str(image_folder), options=options)
@@ -116,4 +116,4 @@ def test_data_without_clean_images_is_refused(tmp_path):
     np.save(tmp_path / "labels.npy", np.zeros(5, np.int64))
     np.save(tmp_path / "fog.npy", np.zeros((5, 32, 32, 3), np.uint8))
     with pytest.raises(InputError, match="lacks clean images"):
-        compare_encodings(Bundle.load(), str(tmp_path))
+        compare_encodings(Bundle.load("cifar10"), str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 from rws.benchmarks.common.memory import can_measure, measure
 from rws.benchmarks.common.models import load_model
 from rws.benchmarks.storage.sizes import weighted_tensors, write_models
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.live.onnx_model import OnnxModel
 from rws.errors import RwsError
 from support.command_line import invoke
@@ -19,7 +19,7 @@ CODES = [(32, ""), (16, "channel"), (16, "tensor"), (8, "channel"), (8, "tensor"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The bundled default and the text of the tables."""
+    """The bundle `cifar10` and the text of the tables."""
     file = tmp_path_factory.mktemp("storage") / "storage.json"
     done = invoke("bench", "storage", "--json", file)
     return json.loads(file.read_text()), done.stdout
@@ -43,9 +43,9 @@ def test_every_encoding_has_a_row_for_shallow_and_for_all_layers(report):
 def test_sizes_are_those_of_the_bundles_own_files(report):
     by_code = {(row["scope"], row["bits"], row["per"]): row for row in report[0]["rows"] if row["scope"]}
     model, models = report[0]["rows"][:2]
-    assert model["bytes"] == (DEFAULT_BUNDLE / "model.onnx").stat().st_size
+    assert model["bytes"] == (CIFAR10_BUNDLE / "model.onnx").stat().st_size
     assert models["bytes"] == 20 * model["bytes"]
-    assert by_code["shallow", 8, "channel"]["bytes"] == (DEFAULT_BUNDLE / "signatures.safetensors").stat().st_size
+    assert by_code["shallow", 8, "channel"]["bytes"] == (CIFAR10_BUNDLE / "signatures.safetensors").stat().st_size
     for (scope, bits, _), row in by_code.items():
         assert row["ratio"] == pytest.approx(1 + row["bytes"] / model["bytes"], abs=1e-4)
         assert row["bytes"] < by_code["full", bits, row["per"]]["bytes"] or scope == "full"

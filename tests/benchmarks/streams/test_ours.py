@@ -13,7 +13,7 @@ from rws.errors import InputError
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load()
+    return Bundle.load("cifar10")
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from support.command_line import invoke
 @pytest.fixture(scope="module")
 def test_images(clear) -> Images:
     pixels = torch.from_numpy(clear[0][:20].transpose(0, 3, 1, 2).copy())
-    return Images(pixels, torch.tensor(clear[1][:20].astype(np.int64)), Bundle.load().manifest.classes)
+    return Images(pixels, torch.tensor(clear[1][:20].astype(np.int64)), Bundle.load("cifar10").manifest.classes)
 
 
 @pytest.fixture(scope="module")
 def result(test_images) -> dict:
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     found = zoo.measure(bundle, test_images)
     return {
         "file": "zoo_vgg16.json",
@@ -68,7 +68,7 @@ def test_accuracy_won_back_is_a_share_of_the_loss():
 
 
 def test_both_backends_agree(test_images):
-    same = zoo.compare_backends(Bundle.load(), test_images, {"fog": 1.0}, count=8)
+    same = zoo.compare_backends(Bundle.load("cifar10"), test_images, {"fog": 1.0}, count=8)
     assert same["same_predictions"] == 100
     assert same["difference"] <= 1e-4 * max(1, same["largest"])
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import rws.edge.bundle.contents
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.edit import BundleParts, add_signatures, remove_signature, write_bundle
 from rws.edge.bundle.manifest import FILES, Manifest
 from rws.edge.bundle.options import ModelOptions
@@ -60,8 +60,8 @@ class TestRoundTrip:
         data = (tiny_bundle.path / "bundle.json").read_bytes()
         assert Manifest.parse(data, "bundle.json").to_bytes() == data
 
-    def test_the_default_bundle_is_written_as_it_was_loaded(self, tmp_path):
-        bundle = Bundle.load()
+    def test_a_bundle_that_ships_is_written_as_it_was_loaded(self, tmp_path):
+        bundle = Bundle.load("cifar10")
         manifest = bundle.manifest
         parts = BundleParts(
             name=manifest.name,
@@ -77,7 +77,7 @@ class TestRoundTrip:
             measured=manifest.measured,
         )
         write_bundle(tmp_path / "again", parts)
-        again, shipped = contents(tmp_path / "again"), contents(DEFAULT_BUNDLE)
+        again, shipped = contents(tmp_path / "again"), contents(CIFAR10_BUNDLE)
         assert Manifest.parse(again.pop("bundle.json"), "") == manifest
         assert shipped.pop("bundle.json")
         assert again == shipped

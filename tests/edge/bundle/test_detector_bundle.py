@@ -34,8 +34,8 @@ def photographs() -> list[np.ndarray]:
     return [np.ascontiguousarray(cv2.imread(str(file))[:, :, ::-1]) for file in files]
 
 
-def test_it_is_whole_small_and_found_by_its_name(bundle):
-    assert bundle.path == DETECTOR_BUNDLE
+def test_it_is_the_default_whole_and_small(bundle):
+    assert bundle.path == Bundle.load().path == DETECTOR_BUNDLE
     assert bundle.signatures.names == bundle.manifest.corruptions == KNOWN
     assert len(self_test(bundle)) == 4
     assert sum(path.stat().st_size for path in DETECTOR_BUNDLE.iterdir()) < 3e6

@@ -572,7 +572,7 @@ def test_a_video_is_corrupted_on_purpose_and_compared(rws, video, tmp_path):
     line = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
     assert line["on_original"]["label"]
     (frame, *_) = open_source(tmp_path / "a.mp4")
-    assert frame.image.shape[1] > 2 * 320
+    assert frame.image.shape[1] > 2 * 7 * 64  # both whole frames, enlarged, and the panel
     report = json.loads((tmp_path / "s.json").read_text())
     assert (report["corrupt"], report["seed"]) == ("fog:3", 0)
     refused = rws("run", video, "--corrupt", "hail:3")

@@ -7,4 +7,4 @@ from rws.edge.pipeline import Pipeline
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return Pipeline.from_bundle(Bundle.load(), ModelOptions(threads=1))
+    return Pipeline.from_bundle(Bundle.load("cifar10"), ModelOptions(threads=1))

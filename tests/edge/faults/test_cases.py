@@ -11,7 +11,7 @@ from rws.edge.faults.cases import CASES
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_promise_is_kept(case, pipeline, tmp_path):
-    outcome = case.run(Bundle.load(), pipeline, tmp_path)
+    outcome = case.run(Bundle.load("cifar10"), pipeline, tmp_path)
     if outcome.skipped:
         assert not os.environ.get("RWS_REQUIRE_SYSTEM"), outcome.skipped
         pytest.skip(outcome.skipped)

@@ -62,12 +62,12 @@ def not_here(drill):
     ],
 )
 def test_the_drill_sees_a_promise_that_is_broken(function, failure, pipeline, tmp_path):
-    outcome = Case("test", "It is said.", function).run(Bundle.load(), pipeline, tmp_path)
+    outcome = Case("test", "It is said.", function).run(Bundle.load("cifar10"), pipeline, tmp_path)
     assert outcome.passed == (failure is None)
     if failure is not None:
         assert any(failure in found for found in outcome.failures)
 
 
 def test_what_is_missing_here_is_no_pass_and_no_failure(pipeline, tmp_path):
-    outcome = Case("test", "It is said.", not_here).run(Bundle.load(), pipeline, tmp_path)
+    outcome = Case("test", "It is said.", not_here).run(Bundle.load("cifar10"), pipeline, tmp_path)
     assert (outcome.passed, outcome.failures, outcome.skipped) == (False, [], "no camera")

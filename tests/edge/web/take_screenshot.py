@@ -51,7 +51,7 @@ def main(
         return encode_jpeg(cv2.resize(image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST), 97)
 
     server = MjpegServer(camera, FPS)
-    command = ["run", server.url, "--serve", "127.0.0.1:0", "--threads", "1"]
+    command = ["run", server.url, "--bundle", "cifar10", "--serve", "127.0.0.1:0", "--threads", "1"]
     loop = subprocess.Popen(
         [sys.executable, "-c", "from rws.cli import main; main()", *command],
         stdout=subprocess.PIPE,

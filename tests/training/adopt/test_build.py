@@ -79,7 +79,7 @@ def test_a_bundle_holds_a_model_of_which_only_the_shallow_part_is_float32(recipe
 
 
 def test_training_restores_the_output_on_corrupted_images(recipe, clean_images, tmp_path):
-    adopted = adopt_model(Bundle.load().read("model.onnx"))
+    adopted = adopt_model(Bundle.load("cifar10").read("model.onnx"))
     build = AdoptionBuild(adopted, clean_images, replace(recipe, layers=4, steps=40, batch_size=16), tmp_path)
     deltas = build.signature("contrast")
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.edit import remove_signature
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.signatures.signature_set import SignatureSet
@@ -87,7 +87,7 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
 
 
 def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
-    images, model = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), Bundle.load().model(ModelOptions(threads=1))
+    images, model = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), Bundle.load("cifar10").model(ModelOptions(threads=1))
     with pytest.raises(InputError, match="'rain' is for no corruption"):
         measure_gain(model, ("fog", "rain"), images, CalibrationRecipe(), LEVELS, lambda *_: 0.0)
 
@@ -227,7 +227,7 @@ def test_a_number_that_no_build_can_use_is_refused_by_name(option, tmp_path, mon
 
 
 def test_a_bundle_whose_provenance_has_a_wrong_split_is_not_built_onto(tiny_recipe, tmp_path):
-    shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle")
+    shutil.copytree(CIFAR10_BUNDLE, tmp_path / "bundle")
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     manifest["provenance"]["recipe"]["data"]["validation"] = "many"
     (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(manifest))

@@ -4,7 +4,7 @@ import torch
 
 from rws.edge.faults.frames import scene
 from rws.errors import InputError
-from rws.training.corruptions import corrupt, seeds_for
+from rws.training.corruptions import KNOWN, corrupt, seeds_for
 from rws.training.corruptions.frames import corrupter
 from rws.training.jobs.seeds import derive_seed
 
@@ -58,5 +58,18 @@ def test_an_unknown_corruption_is_refused(spec):
         corrupter(spec)
 
 
-def test_frames_need_not_be_square():
-    assert corrupter("fog:3")(IMAGE[:20], 0).shape == (20, 32, 3)
+@pytest.mark.parametrize("name", KNOWN)
+def test_frames_need_not_be_square(name):
+    image = scene(48, 64)
+    made = corrupter(f"{name}:5")(image, 0)
+    assert made.shape == image.shape
+    assert (made != image).mean() > 0.1
+
+
+def test_in_large_frames_grain_and_blur_grow_with_the_side():
+    image = scene(961, 1000)
+    noisy = corrupter("gaussian_noise:3")(image, 0)
+    assert noisy.shape == image.shape
+    np.testing.assert_array_equal(noisy[::2, 1::2], corrupter("gaussian_noise:3")(image[::2, 1::2], 0))
+    grain = noisy[:960].astype(int) - image[:960]
+    assert np.corrcoef(grain[::2].ravel(), grain[1::2].ravel())[0, 1] > 0.5

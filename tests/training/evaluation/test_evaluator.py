@@ -17,7 +17,7 @@ from rws.training.evaluation.sets import EvaluationSet
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle.load()
+    return Bundle.load("cifar10")
 
 
 @pytest.fixture(scope="module")

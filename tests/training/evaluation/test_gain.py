@@ -32,7 +32,7 @@ def test_accuracy_is_the_share_that_is_right_and_its_soft_score_the_mean_probabi
 
 @pytest.mark.slow
 def test_with_few_images_mean_probabilities_come_closer_to_what_many_images_say(clear):
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     images = torch.from_numpy(clear[0].transpose(0, 3, 1, 2).copy())
     data = Images(images, torch.tensor(clear[1].astype(np.int64)), bundle.manifest.classes)
     recipe = CalibrationRecipe(

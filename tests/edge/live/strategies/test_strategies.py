@@ -385,7 +385,7 @@ class TestSplitting:
 
 
 def test_ten_thousand_random_patches_leave_no_trace():
-    bundle = Bundle.load()
+    bundle = Bundle.load("cifar10")
     model = bundle.model(ModelOptions(threads=1))
     x = RNG.random((2, 3, 32, 32), np.float32)
     clean = model.predict(x)[0]

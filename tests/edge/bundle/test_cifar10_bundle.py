@@ -1,10 +1,10 @@
-"""The bundled default, on real images: what a user gets without building anything."""
+"""The bundle cifar10, on real images."""
 
 import numpy as np
 import pytest
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DEFAULT_BUNDLE
+from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
 from rws.edge.runtime import Runtime
@@ -14,7 +14,7 @@ from rws.training.corruptions import CORRUPTIONS
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    return Bundle.load()
+    return Bundle.load("cifar10")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def x(demo_stream) -> np.ndarray:
 def test_it_is_whole_and_small(bundle):
     assert bundle.signatures.names == CORRUPTIONS
     assert len(self_test(bundle)) == 4
-    sizes = {path.name: path.stat().st_size for path in DEFAULT_BUNDLE.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in CIFAR10_BUNDLE.iterdir()}
     assert sum(sizes.values()) < 6e6
     assert sizes["model.onnx"] < 4e6
 
