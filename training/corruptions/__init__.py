@@ -14,21 +14,26 @@ from rws.training.corruptions import blur, camera, constants, digital
 from rws.training.corruptions.registry import REGISTRY, WHOLE_SEVERITIES, constants_of
 from rws.training.corruptions.rng import Stream, seeds_for
 
-__all__ = ["CORRUPTIONS", "KNOWN", "OF_CAMERAS", "STATIC", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
+__all__ = ["CORRUPTIONS", "KNOWN", "OF_CAMERAS", "WHOLE_SEVERITIES", "corrupt", "corrupt_mixed", "seeds_for"]
 
 CORRUPTIONS: tuple[str, ...] = constants.NAMES
 """The 19 names: ImageNet-C's 15 in its order, then speckle_noise, gaussian_blur, spatter, saturate."""
 OF_CAMERAS: tuple[str, ...] = tuple(camera.LEVELS)
 """Four more, our own: low_light, infrared, rain, lens_dirt. No mean over the 19 counts them."""
 KNOWN: tuple[str, ...] = CORRUPTIONS + OF_CAMERAS
-STATIC: frozenset[str] = frozenset({"lens_dirt"})
-"""What does not change from one frame of a stream to the next."""
 
 # Pixels worked on at once: on a CPU few enough to stay in its cache, elsewhere few enough to fit its memory.
 _CHUNK_CPU, _CHUNK = 64 * 32**2, 64 * 224**2
 
 
-def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, as_saved: bool = False) -> Tensor:
+def corrupt(
+    images: Tensor,
+    name: str,
+    severity: float | Tensor,
+    seeds: Tensor,
+    as_saved: bool = False,
+    scene: Tensor | None = None,
+) -> Tensor:
     """Corrupt a batch of images; uint8 (N, 3, H, W) as they are, truncated like the reference, not rounded.
 
     Args:
@@ -38,6 +43,8 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
+        scene: int64, shape (N,), equal for frames of one stream: seeds of what does not change between them, such as
+            where drops lie on a lens, or the wind; None: `seeds`.
     Raises InputError if the images, name, severities or seeds are not as above.
     """
     check_known("corruption", [name], KNOWN)
@@ -47,21 +54,25 @@ def corrupt(images: Tensor, name: str, severity: float | Tensor, seeds: Tensor, 
     height, width = images.shape[2:]
     if height != width:
         rows, columns = (_mirrored(length, max(height, width)) for length in (height, width))
-        square = corrupt(images[:, :, rows][:, :, :, columns], name, severity, seeds, as_saved)
+        square = corrupt(images[:, :, rows][:, :, :, columns], name, severity, seeds, as_saved, scene)
         top, left = ((len(places) - length) // 2 for places, length in ((rows, height), (columns, width)))
         return square[:, :, top : top + height, left : left + width].contiguous()
     size = height
     step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
-    parts = zip(*(torch.split(part, step) for part in (images, severity, seeds)), strict=True)
-    return torch.cat([_corrupt_chunk(image, name, level, seed, as_saved) for image, level, seed in parts])
+    made = []
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        stream = Stream(seeds[part], name, None if scene is None else scene[part].to(images.device))
+        made.append(_corrupt_chunk(images[part], name, severity[part], stream, as_saved))
+    return torch.cat(made)
 
 
-def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, seeds: Tensor, as_saved: bool) -> Tensor:
+def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, stream: Stream, as_saved: bool) -> Tensor:
     corruption, size = REGISTRY[name], images.shape[-1]
     if corruption.whole:
         severity = severity.round()
     x = images.float()
-    draws = corruption.draw(Stream(seeds, name), constants_of(name, size, severity), size)
+    draws = corruption.draw(stream, constants_of(name, size, severity), size)
     low = severity.floor() if corruption.blend else severity
     out = corruption.apply(x, constants_of(name, size, low), *draws)
     share = (severity - low)[:, None, None, None]

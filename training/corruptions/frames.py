@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from rws.errors import UsageError
-from rws.training.corruptions import KNOWN, STATIC, corrupt, seeds_for
+from rws.training.corruptions import KNOWN, corrupt, seeds_for
 from rws.training.jobs.seeds import derive_seed
 
 Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
@@ -17,17 +17,17 @@ Corrupter = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 def corrupter(spec: str, seed: int = 0) -> Corrupter:
     """Return a function of a frame, uint8 (H, W, 3), RGB, and its number, that gives the corrupted frame.
 
-    `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. Each frame's
-    noise is drawn from `seed` and its number. Raises UsageError if the corruption is unknown, or the severity not 0…5.
+    `spec`: `TYPE:SEVERITY`, e.g. `fog:3`; several, laid over one another in their order, with `+`. Each frame's noise
+    is drawn from `seed` and its number, and what stays between frames, such as drops on a lens, from `seed` alone.
+    Raises UsageError if the corruption is unknown, or the severity not 0…5.
     """
     layers = [_parse(part) for part in spec.split("+")]
 
     def apply(image: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
         for place, (name, severity) in enumerate(layers):
-            drawn = derive_seed(seed, "frames", name, severity, place)
-            index = torch.tensor([0 if name in STATIC else number])
-            pixels = corrupt(pixels, name, severity, seeds_for(drawn, index))
+            both = seeds_for(derive_seed(seed, "frames", name, severity, place), torch.tensor([number, 0]))
+            pixels = corrupt(pixels, name, severity, both[:1], scene=both[1:])
         return np.ascontiguousarray(pixels[0].numpy().transpose(1, 2, 0))
 
     return apply
