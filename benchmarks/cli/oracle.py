@@ -215,7 +215,7 @@ def cameras(
 def clips(
     clip: Annotated[list[str], typer.Option(help="A clear video; repeatable.")],
     bundle: BundleOption = None,
-    fps: Annotated[float, typer.Option(min=0.1, max=1000, help="Frames per second that are looked at.")] = 5.0,
+    fps: Annotated[float, typer.Option(min=1, max=1000, help="Frames per second that are looked at.")] = 5.0,
     seed: Seed = 0,
     report: JsonOption = None,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
 from rws.benchmarks.pages.results import find, interval, lookup, table
+from rws.benchmarks.streams.clips import COLUMNS
 
 RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
@@ -208,6 +209,7 @@ TABLES = {
     ),
 }
 STREAM_TABLES = {
+    "clips": table("clips.rows", *COLUMNS),
     "streams": table(
         _ours,
         label("", lambda row: f"{row['protocol']}, {_method(row)}"),

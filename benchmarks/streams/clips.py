@@ -69,7 +69,12 @@ CHANGES = (
 
 
 def truth(changes: Sequence[Change], clear: float, fps: float) -> list[tuple[str, float]]:
-    """Return corruption and severity of each frame, `clear` and 0 without one; `clear`: seconds before all changes."""
+    """Return corruption and severity of each frame, `clear` and 0 without one; `clear`: seconds before all changes.
+
+    InputError if `fps` is below 1.
+    """
+    if fps < 1:
+        raise InputError(f"fps is {fps:g}, expected 1 or more: at fewer a corruption would be over before a frame")
     frames = [(CLEAN, 0.0)] * round(clear * fps)
     for change in changes:
         ends = np.cumsum([0, change.grow, change.stay, change.go])
@@ -86,10 +91,8 @@ def read_clip(source: str | Path, fps: float) -> list[Image]:
     with open_source(source, latest=False) as opened:
         found: dict[int, Image] = {}
         for frame in opened:
-            if frame is not None:
-                found.setdefault(
-                    frame.index if frame.media_time is None else round(frame.media_time * fps), frame.image
-                )
+            place = frame.index if frame.media_time is None else round(frame.media_time * fps)
+            found.setdefault(place, frame.image)
     if not found:
         raise InputError(f"{source}: holds no frame")
     return list(found.values())
@@ -219,6 +222,7 @@ def measure_clips(
         name: sum(row["frames"] for row in rows if row["name"] == name) for name in (CLEAN, *(c.name for c in CHANGES))
     }
     return {
+        "bundle": bundle.manifest.name,
         "fps": fps,
         "changes": [asdict(change) for change in CHANGES],
         "clear_s": CLEAR,
