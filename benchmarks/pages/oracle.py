@@ -1,6 +1,7 @@
 """The tables of docs/benchmarks/oracle.md and streams.md: what the oracle knows and costs, and the baselines."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
@@ -210,6 +211,11 @@ TABLES = {
 }
 STREAM_TABLES = {
     "clips": table("clips.rows", *COLUMNS),
+    "clips clear": table(
+        lambda: ({**clip["stretches"][0], "name": Path(clip["clip"]).stem} for clip in lookup("clips.clips")),
+        label("clear", "name"),
+        columns({"named clear, %": "trained.named", "patched, %": "trained.patched", "F1": "f1.trained"}, ".1f"),
+    ),
     "streams": table(
         _ours,
         label("", lambda row: f"{row['protocol']}, {_method(row)}"),

@@ -6,11 +6,12 @@ class that a stretch shows once as much weight as all cars of a street."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from itertools import groupby, pairwise
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
@@ -23,7 +24,7 @@ from rws.errors import InputError
 from rws.oracle.belief import CLEAN, Belief
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
-from rws.training.corruptions import corrupt, seeds_for
+from rws.training.corruptions.frames import corrupt_frame
 from rws.training.data.photographs import Image
 from rws.training.evaluation.evaluator import MixKey, Progress, mix_key, silent
 from rws.training.jobs.seeds import derive_seed
@@ -79,9 +80,8 @@ def truth(changes: Sequence[Change], clear: float, fps: float) -> list[tuple[str
     for change in changes:
         ends = np.cumsum([0, change.grow, change.stay, change.go])
         at = np.arange(1, round(ends[-1] * fps)) / fps
-        frames += [
-            (change.name, float(level)) for level in np.interp(at, ends, np.array([0, 1, 1, 0]) * change.severity)
-        ]
+        levels = change.severity * np.interp(at, ends, [0, 1, 1, 0])
+        frames += [(change.name, float(level)) for level in levels]
         frames += [(CLEAN, 0.0)] * max(1, round(change.clear * fps))
     return frames
 
@@ -126,7 +126,6 @@ def follow(
     model, oracle = bundle.model(ModelOptions(threads=threads)), bundle.oracle(threads=threads)
     known = [ReferencePolicy(bundle.table, arm) for arm in ("perfect", "best")]
     alone, policy, smoothing = bundle.policy(independent=True), bundle.policy(), bundle.filter()
-
     task = bundle.task()
 
     def predict(mix: Mix, image: Image) -> Detections:
@@ -138,30 +137,17 @@ def follow(
     for number, (name, severity) in enumerate(frames):
         place = number % max(1, 2 * len(images) - 2)
         clear = images[min(place, 2 * len(images) - 2 - place)]
-        image = _corrupted(clear, name, severity, number, seed)
+        drawn = derive_seed(seed, "clips", name)
+        image = clear if name == CLEAN else corrupt_frame(clear, name, severity, drawn, number)
         seen = oracle.observe(bundle.manifest.view.take(image))
         beliefs = {"frame": seen, "trained": smoothing.update(seen, number / fps)}
         alone.reset()
-        chosen = (
-            {},
-            *(each.mix(name, severity) for each in known),
-            alone.choose(seen),
-            policy.choose(beliefs["trained"]),
-        )
-        mixes = dict(zip(ARMS, chosen, strict=True))
+        perfect = (each.mix(name, severity) for each in known)
+        mixes = dict(zip(ARMS, ({}, *perfect, alone.choose(seen), policy.choose(beliefs["trained"])), strict=True))
         by_mix: dict[MixKey, Detections] = {mix_key(mix): predict(mix, image) for mix in mixes.values()}
         found = {"clear": by_mix[()] if name == CLEAN else predict({}, clear)}
         found |= {arm: by_mix[mix_key(mix)] for arm, mix in mixes.items()}
         yield Step(number, clear, image, name, severity, beliefs, mixes, found)
-
-
-def _corrupted(image: Image, name: str, severity: float, number: int, seed: int) -> Image:
-    if name == CLEAN:
-        return image
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    both = seeds_for(derive_seed(seed, "clips", name), torch.tensor([number, -1]))
-    made = corrupt(pixels, name, severity, both[:1], scene=both[1:])
-    return np.ascontiguousarray(made[0].numpy().transpose(1, 2, 0))
 
 
 def score(steps: Iterable[Step], fps: float) -> list[Record]:
@@ -218,22 +204,20 @@ def measure_clips(
         found.append({"clip": Path(clip).name, "stretches": score(steps, fps)})
         progress(f"{found[-1]['clip']}: {len(found[-1]['stretches'])} stretches")
     rows = [row for each in found for row in each["stretches"]]
-    frames = {
-        name: sum(row["frames"] for row in rows if row["name"] == name) for name in (CLEAN, *(c.name for c in CHANGES))
-    }
+    means = [_mean([row for row in rows if row["name"] == name]) for name in (CLEAN, *(each.name for each in CHANGES))]
+    seconds = {"clear": means[0]["frames"] / fps, "all": sum(row["frames"] for row in rows) / fps}
+    clear = [row for row in rows if row["name"] == CLEAN]
+    switches = {arm: 60 * sum(row[arm]["switches"] for row in rows) / seconds["all"] for arm in OBSERVING}
+    patches = {arm: 3600 * sum(row[arm]["patches"] for row in clear) / seconds["clear"] for arm in OBSERVING}
     return {
         "bundle": bundle.manifest.name,
         "fps": fps,
         "changes": [asdict(change) for change in CHANGES],
         "clear_s": CLEAR,
-        "rows": [_mean([row for row in rows if row["name"] == name]) for name in frames],
-        "switches_per_minute": {
-            arm: 60 * fps * sum(row[arm]["switches"] for row in rows) / sum(frames.values()) for arm in OBSERVING
-        },
-        "false_patches_per_hour": {
-            arm: 3600 * fps * sum(row[arm]["patches"] for row in rows if row["name"] == CLEAN) / frames[CLEAN]
-            for arm in OBSERVING
-        },
+        "seconds": seconds,
+        "rows": means,
+        "switches_per_minute": switches,
+        "false_patches_per_hour": patches,
         "clips": found,
     }
 
@@ -241,14 +225,15 @@ def measure_clips(
 def _mean(rows: Sequence[Record]) -> Record:
     """Return means of the stretches of one corruption, weighted by their frames; delays in seconds, the median."""
     weights = [row["frames"] for row in rows]
-    f1 = {arm: float(np.average([row["f1"][arm] for row in rows], weights=weights)) for arm in ARMS}
-    mean: Record = {"name": rows[0]["name"], "frames": sum(weights), "f1": f1}
+
+    def mean(*keys: str) -> float:
+        return float(np.average([reduce(getitem, keys, row) for row in rows], weights=weights))
+
+    f1 = {arm: mean("f1", arm) for arm in ARMS}
+    found: Record = {"name": rows[0]["name"], "frames": sum(weights), "f1": f1}
     for arm in OBSERVING:
+        found[arm] = {"regret": f1["perfect"] - f1[arm], **{key: mean(arm, key) for key in ("named", "patched")}}
         delays = [row[arm]["delay_s"] for row in rows if row[arm]["delay_s"] is not None]
-        shares = {
-            key: float(np.average([row[arm][key] for row in rows], weights=weights)) for key in ("named", "patched")
-        }
-        regret = f1["perfect"] - f1[arm]
-        late = {"delay_s": float(np.median(delays)) if delays else None, "never_named": len(rows) - len(delays)}
-        mean[arm] = {"regret": regret, **shares, **late}
-    return mean
+        found[arm]["delay_s"] = float(np.median(delays)) if delays else None
+        found[arm]["never_named"] = len(rows) - len(delays)
+    return found

@@ -89,6 +89,7 @@ def clips():
     return {
         "fps": 5.0,
         "rows": [{"name": "lens_dirt", "f1": f1, "frame": observed, "trained": observed | {"delay_s": None}}],
+        "clips": [{"clip": "street.mp4", "stretches": [{"name": "clean", "f1": f1, "trained": observed}]}],
     }
 
 
@@ -207,6 +208,7 @@ def test_an_oracle_of_camera_frames_is_shown_with_its_intervals():
 
 def test_a_corruption_that_is_never_named_has_no_delay():
     assert cells(STREAM_TABLES["clips"]()) == [["lens dirt", *["60.0"] * 5, "75", "50", ""]]
+    assert cells(STREAM_TABLES["clips clear"]()) == [["street", "75.0", "50.0", "60.0"]]
 
 
 def test_where_no_two_are_the_same_picture(results):
