@@ -198,7 +198,7 @@ def measure_clips(
     bundle: Bundle, clips: Sequence[str], fps: float, seed: int = 0, progress: Progress = silent
 ) -> Record:
     """Follow all `CHANGES` over each clip, and return the rows of each, their means by corruption, and counts."""
-    found = []
+    found = list[Record]()
     for clip in clips:
         steps = follow(bundle, read_clip(clip, fps), truth(CHANGES, CLEAR, fps), fps, seed)
         found.append({"clip": Path(clip).name, "stretches": score(steps, fps)})
