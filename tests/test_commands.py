@@ -18,7 +18,7 @@ from rws.cli import app
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.keys import make_keys
 from rws.edge.onnx.graph import clean_tensors, read_model, shallow_tensors
-from support.fakes import write_images
+from support.fakes import write_images, write_video
 from support.records import complaints_about
 from support.tiny import CLASSES, bundle_parts, make_signatures, network
 
@@ -206,6 +206,17 @@ CASES: dict[str, Case] = {
             *("--json", x.folder / "out.json"),
         ),
         prints="of the model",
+    ),
+    "bench clips": Case(
+        lambda x: (
+            "--clip",
+            write_video(x.folder / "clip.mp4", range(90, 99)),
+            "--fps",
+            1,
+            "--json",
+            x.folder / "out.json",
+        ),
+        prints="lens dirt",
     ),
     "bench methods": Case(
         lambda x: (

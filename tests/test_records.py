@@ -25,7 +25,7 @@ from support.records import Reference, leaves, read_records
 from support.tiny import bundle_parts
 
 # Trainings and other commands that take too long here; tests/test_commands.py compares what they write.
-ELSEWHERE = {"demo-summary/1", "signature-norms/1", "reproduce-table2/1"}
+ELSEWHERE = {"demo-summary/1", "camera-demo/1", "signature-norms/1", "reproduce-table2/1"}
 
 
 @pytest.fixture(scope="module")

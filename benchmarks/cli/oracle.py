@@ -1,4 +1,4 @@
-"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines`, `figures` and `cameras`."""
+"""Measure the oracle: `rws bench policies`, `pairs`, `unseen`, `filter`, `baselines`, `figures`, `cameras`, `clips`."""
 
 from __future__ import annotations
 
@@ -212,6 +212,32 @@ def cameras(
     save(report, "cameras/1", result, seed=seed, threads=1)
 
 
+def clips(
+    clip: Annotated[list[str], typer.Option(help="A clear video; repeatable.")],
+    bundle: BundleOption = None,
+    fps: Annotated[float, typer.Option(min=1, max=1000, help="Frames per second that are looked at.")] = 5.0,
+    seed: Seed = 0,
+    report: JsonOption = None,
+) -> None:
+    """Measure a detector's bundle (default: detector) on clips with dusk, fog and rain that come, and a dirty lens.
+
+    \b
+    Example:
+        rws bench clips --clip street.mp4 --clip yard.mp4 --json clips.json
+    """
+    with require("bench"):
+        import torch
+
+        from rws.benchmarks.common.tables import terminal
+        from rws.benchmarks.streams.clips import COLUMNS, measure_clips
+        from rws.edge.bundle.bundle import Bundle
+        from rws.edge.bundle.contents import DETECTOR_BUNDLE
+    torch.set_num_threads(1)
+    result = measure_clips(Bundle.load(bundle or DETECTOR_BUNDLE), clip, fps, seed, say)
+    show(terminal(COLUMNS, result["rows"]))
+    save(report, "clips/1", result, seed=seed, threads=1)
+
+
 def _inputs(data: str, bundle: Path | None, cache: Path | None) -> tuple[Bundle, Splits]:
     from rws.training.evaluation.frames import load_splits
 
@@ -227,4 +253,5 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "baselines": baselines,
     "figures": figures,
     "cameras": cameras,
+    "clips": clips,
 }

@@ -79,10 +79,10 @@ class DemoVideo(VideoSink):
             self._text(100, 456 + 24 * line, meaning, 15, MUTED)
 
     def _text(self, left: float, top: float, text: str, size: float, colour: str, bold: bool = False) -> None:
-        self._canvas.text((left, top), text, fill=colour, font=_font(size, bold))
+        self._canvas.text((left, top), text, fill=colour, font=font(size, bold))
 
 
 @cache
-def _font(size: float, bold: bool) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings this font, which has α, ✓ and ✗.
+def font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the font of the demos: Matplotlib brings it, and it has α, ✓ and ✗."""
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' * bold}.ttf", size)

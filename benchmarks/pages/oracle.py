@@ -1,10 +1,12 @@
 """The tables of docs/benchmarks/oracle.md and streams.md: what the oracle knows and costs, and the baselines."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
 from rws.benchmarks.pages.results import find, interval, lookup, table
+from rws.benchmarks.streams.clips import COLUMNS
 
 RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
@@ -209,6 +211,12 @@ TABLES = {
     ),
 }
 STREAM_TABLES = {
+    "clips": table("clips.rows", *COLUMNS),
+    "clips clear": table(
+        lambda: ({**clip["stretches"][0], "name": Path(clip["clip"]).stem} for clip in lookup("clips.clips")),
+        label("clear", "name"),
+        columns({"named clear, %": "trained.named", "patched, %": "trained.patched", "F1": "f1.trained"}, ".1f"),
+    ),
     "streams": table(
         _ours,
         label("", lambda row: f"{row['protocol']}, {_method(row)}"),

@@ -24,7 +24,7 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "live": (latency.LIVE_TABLES, "live_table"),
     "storage": (latency.STORAGE_TABLES, "storage"),
     "oracle": (oracle.TABLES, "replay_* oracle_cost policies pairs unseen cameras"),
-    "streams": (oracle.STREAM_TABLES, "streams filter baselines"),
+    "streams": (oracle.STREAM_TABLES, "streams filter baselines clips"),
     "adopted_models": (zoo.TABLES, "zoo_* models"),
     "drill": (drill.TABLES, "drill drill_video_* soak* damage"),
     "paper": (paper.TABLES, "reproduce/**/*"),

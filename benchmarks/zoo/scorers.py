@@ -91,12 +91,12 @@ class BoxScorer(_Answers):
 
     def agreement(self, answers: Sequence[Detections], clean: Sequence[Detections]) -> float:
         """Return mAP50 against the boxes that the clean model is sure of."""
-        return mean_average_precision(answers, [_surest(boxes, self._sure) for boxes in clean])
+        return mean_average_precision(answers, [boxes.surer(self._sure) for boxes in clean])
 
     def changed(self, answers: Sequence[Detections], before: Sequence[Detections]) -> int:
         """Return the number of images whose confident boxes differ in number, class or place."""
         pairs = zip(answers, before, strict=True)
-        sure = [[_surest(boxes, self._sure) for boxes in pair] for pair in pairs]
+        sure = [[boxes.surer(self._sure) for boxes in pair] for pair in pairs]
         return sum(not np.array_equal(_rounded(now), _rounded(then)) for now, then in sure)
 
 
@@ -129,11 +129,6 @@ def _differing(found: Sequence[object], aim: Sequence[object]) -> int:
 
 def _equal(found: Sequence[object], aim: Sequence[object]) -> float:
     return 100 * (1 - _differing(found, aim) / len(found))
-
-
-def _surest(found: Detections, least: float) -> Detections:
-    kept = found.confidence >= least
-    return Detections(found.boxes[kept], found.confidence[kept], found.class_id[kept], found.names)
 
 
 def _rounded(found: Detections) -> NDArray[Any]:

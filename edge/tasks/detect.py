@@ -39,6 +39,11 @@ class Detections:
         """The name of each box's class."""
         return [self.names[index] for index in self.class_id]
 
+    def surer(self, least: float) -> Detections:
+        """Return the boxes of this confidence or more."""
+        kept = self.confidence >= least
+        return Detections(self.boxes[kept], self.confidence[kept], self.class_id[kept], self.names)
+
     def to_supervision(self) -> supervision.Detections:
         """Return the same as `supervision.Detections`; MissingExtraError without the extra `detect`."""
         with require("detect"):

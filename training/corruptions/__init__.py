@@ -32,7 +32,7 @@ def corrupt(
     severity: float | Tensor,
     seeds: Tensor,
     as_saved: bool = False,
-    scenes: Tensor | None = None,
+    scene: Tensor | None = None,
 ) -> Tensor:
     """Corrupt a batch of images; uint8 (N, 3, H, W) as they are, truncated like the reference, not rounded.
 
@@ -43,7 +43,8 @@ def corrupt(
             constants are interpolated, save for `WHOLE_SEVERITIES`, which round to the nearest whole one.
         seeds: int64, shape (N,); see `seeds_for`. No sample depends on the batch around it.
         as_saved: add the JPEG of quality 85 with which Tiny-ImageNet-C and ImageNet-C are stored; CIFAR-10-C has none.
-        scenes: seeds like `seeds` of what stays in a stream, such as dirt on the lens; None: drawn for each image.
+        scene: int64, shape (N,), equal for frames of one stream: seeds of what does not change between them, such as
+            where drops lie on a lens, or the wind; None: `seeds`.
     Raises InputError if the images, name, severities or seeds are not as above.
     """
     check_known("corruption", [name], KNOWN)
@@ -54,18 +55,20 @@ def corrupt(
     height, width = images.shape[2:]
     if height != width:
         rows, columns = (_mirrored(length, max(height, width)) for length in (height, width))
-        square = corrupt(images[:, :, rows][:, :, :, columns], name, severity, seeds, as_saved, scenes)
+        square = corrupt(images[:, :, rows][:, :, :, columns], name, severity, seeds, as_saved, scene)
         top, left = ((len(places) - length) // 2 for places, length in ((rows, height), (columns, width)))
         return square[:, :, top : top + height, left : left + width].contiguous()
     size = height
     step = max(1, (_CHUNK_CPU if images.device.type == "cpu" else _CHUNK) // size**2)
-    parts = zip(*(torch.split(part, step) for part in (images, severity, seeds, scenes)), strict=True)
-    return torch.cat(
-        [_corrupt_chunk(image, level, Stream(seed, name, scene), name, as_saved) for image, level, seed, scene in parts]
-    )
+    made = []
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        stream = Stream(seeds[part], name, None if scene is None else scene[part].to(images.device))
+        made.append(_corrupt_chunk(images[part], name, severity[part], stream, as_saved))
+    return torch.cat(made)
 
 
-def _corrupt_chunk(images: Tensor, severity: Tensor, stream: Stream, name: str, as_saved: bool) -> Tensor:
+def _corrupt_chunk(images: Tensor, name: str, severity: Tensor, stream: Stream, as_saved: bool) -> Tensor:
     corruption, size = REGISTRY[name], images.shape[-1]
     if corruption.whole:
         severity = severity.round()

@@ -34,9 +34,9 @@ def _from(*zero: float) -> Callable[[Rows], Rows]:
 
 
 def _draw_frost(stream: Stream, c: Tensor, size: int) -> Draws:
-    which = stream.integers(0, 5)
+    which = stream.scene.integers(0, 5)
     room = weather.frost_overlays(size)[1].to(which.device)[which, 1:] - size
-    row, column = (stream.uniform(2) * room).long().unbind(1)
+    row, column = (stream.scene.uniform(2) * room).long().unbind(1)
     return which, row, column
 
 
@@ -52,20 +52,20 @@ REGISTRY: dict[str, Corruption] = {
     "defocus_blur": Corruption(blur.defocus_blur, blur.defocus_table),
     "glass_blur": Corruption(blur.glass_blur, _from(0, 1, 0), blur.draw_glass, whole=True),
     "motion_blur": Corruption(
-        blur.motion_blur, lambda rows: [[rows[0][0], 0], *rows], lambda s, c, n: (s.uniform(low=-45, high=45),)
+        blur.motion_blur, lambda rows: [[rows[0][0], 0], *rows], lambda s, c, n: (s.scene.uniform(low=-45, high=45),)
     ),
     "zoom_blur": Corruption(blur.zoom_blur, blur.zoom_table),
     "snow": Corruption(
         weather.snow,
         _from(0, 0, 1, 1, 1, 1, 1),
-        lambda s, c, n: (s.normal(n, n), s.uniform(low=-135, high=-45)),
+        lambda s, c, n: (s.normal(n, n), s.scene.uniform(low=-135, high=-45)),
         blend=True,  # zooming white noise a little, on the way to a larger zoom, would soften the flakes away
     ),
     "frost": Corruption(weather.frost, _from(1, 0), _draw_frost),
     "fog": Corruption(
         weather.fog,
         lambda rows: [[0, rows[0][1]], *rows],
-        lambda s, c, n: (s.uniform(weather.fog_map(n), weather.fog_map(n), low=-1, high=1),),
+        lambda s, c, n: (s.scene.uniform(weather.fog_map(n), weather.fog_map(n), low=-1, high=1),),
     ),
     "brightness": Corruption(digital.brightness, _from(0)),
     "contrast": Corruption(digital.contrast, _from(1)),
@@ -79,7 +79,7 @@ REGISTRY: dict[str, Corruption] = {
     "speckle_noise": Corruption(noise.speckle_noise, _from(0), _image_normal),
     "gaussian_blur": Corruption(blur.gaussian_blur, _from(0)),
     "spatter": Corruption(
-        weather.spatter, lambda rows: [rows[0], *rows], lambda s, c, n: (s.normal(n, n),), whole=True
+        weather.spatter, lambda rows: [rows[0], *rows], lambda s, c, n: (s.scene.normal(n, n),), whole=True
     ),
     "saturate": Corruption(digital.saturate, _from(1, 0), whole=True),
     "low_light": Corruption(

@@ -39,11 +39,11 @@ def seeds_for(base_seed: int, indices: int | Tensor) -> Tensor:
 class Stream:
     """The draws of N samples with seeds, int64 (N,), on their device, for one corruption; each call draws afresh.
 
-    `scene`: the draws of what stays from frame to frame of a stream; with seeds `scenes` if those are given.
+    `scene` draws what stays from frame to frame: from seeds that frames share, or else as this stream does.
     """
 
-    def __init__(self, seeds: Tensor, name: str, scenes: Tensor | None = None) -> None:
-        self.scene = self if scenes is None else Stream(scenes, name)
+    def __init__(self, seeds: Tensor, name: str, scene: Tensor | None = None) -> None:
+        self.scene = self if scene is None else Stream(scene, name)
         self._keys = _mix(seeds.to(torch.int64) ^ _signed(zlib.crc32(name.encode()) * _GOLDEN))
         self._calls = 0
 

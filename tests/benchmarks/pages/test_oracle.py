@@ -83,6 +83,16 @@ def cameras():
     }
 
 
+def clips():
+    observed = {"regret": 5.0, "named": 75.0, "patched": 50.0, "delay_s": 0.4, "never_named": 0}
+    f1 = dict.fromkeys(("std", "perfect", "best", "frame", "trained"), 60.0)
+    return {
+        "fps": 5.0,
+        "rows": [{"name": "lens_dirt", "f1": f1, "frame": observed, "trained": observed | {"delay_s": None}}],
+        "clips": [{"clip": "street.mp4", "stretches": [{"name": "clean", "f1": f1, "trained": observed}]}],
+    }
+
+
 def unseen():
     def row(name, neighbour):
         ways = {"std": [60.0, 50.0], "ours": [70.0, 62.0], "borrowed": [72.0, 64.0], "own": [80.0, 80.0]}
@@ -135,6 +145,7 @@ RESULTS = {
     "unseen": unseen(),
     "cameras": cameras(),
     "streams": streams(),
+    "clips": clips(),
     "baselines": baselines(),
 }
 
@@ -193,6 +204,11 @@ def test_an_oracle_of_camera_frames_is_shown_with_its_intervals():
     assert cells(TABLES["cameras clear"]()) == [["kodak", "24", "99.0 (90.0–99.9)", "0.5 (0.0–2.0)"]]
     assert cells(TABLES["cameras real"]())[1][1:] == ["48", "50.0 (40.0–60.0)", "1.0", "rain"]
     assert cells(TABLES["cameras time"]()) == [["640 x 480", "0.50", "2.50", "5.00", "50.0%", "25.0%"]]
+
+
+def test_a_corruption_that_is_never_named_has_no_delay():
+    assert cells(STREAM_TABLES["clips"]()) == [["lens dirt", *["60.0"] * 5, "75", "50", ""]]
+    assert cells(STREAM_TABLES["clips clear"]()) == [["street", "75.0", "50.0", "60.0"]]
 
 
 def test_where_no_two_are_the_same_picture(results):

@@ -143,3 +143,10 @@ def test_without_boxes_the_image_stays_as_it_is():
     task = Detect(NMS, ("a",))
     drawn = task.draw(detectors.photo(), task.read([np.zeros((1, 0, 6), np.float32)], LETTERBOX))
     np.testing.assert_array_equal(drawn, detectors.photo())
+
+
+def test_surer_keeps_boxes_from_a_confidence_on():
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = Detections(boxes, np.float32([0.9, 0.5, 0.25]), np.array([1, 0, 1]), ("a", "b")).surer(0.5)
+    np.testing.assert_array_equal(found.boxes, boxes[:2])
+    assert (found.confidence.tolist(), found.labels) == ([np.float32(0.9), 0.5], ["b", "a"])

@@ -271,3 +271,12 @@ def test_an_image_that_is_not_square_is_the_middle_of_one_that_is():
     assert torch.equal(corrupt(wide, "fog", 3, SEEDS), corrupt(filled, "fog", 3, SEEDS)[:, :, 10:22])
     tall = corrupt(wide.transpose(2, 3), "contrast", 3, SEEDS)
     assert tall.shape == (len(IMAGES), 3, 32, 12)
+
+
+def test_frames_of_one_scene_share_the_light_but_not_the_noise():
+    grey = torch.full((6, 3, 32, 32), 128, dtype=torch.uint8)
+    alone, scene = seeds_for(0, 6), seeds_for(1, 1).expand(6)
+    apart = corrupt(grey, "low_light", 3, alone).float().mean((1, 2, 3))
+    made = corrupt(grey, "low_light", 3, alone, scene=scene).float()
+    assert made.mean((1, 2, 3)).std() < 0.2 * apart.std()
+    assert (made[0] != made[1]).any()

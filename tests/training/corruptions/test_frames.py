@@ -12,14 +12,11 @@ IMAGE = scene(32, 32)
 
 
 def test_a_frame_is_corrupted_as_the_training_images_are():
-    made = corrupter("fog:3", seed=5)(IMAGE, 7)
+    made = corrupter("rain:3", seed=5)(IMAGE, 7)
     pixels = torch.from_numpy(IMAGE.transpose(2, 0, 1).copy())[None]
-    expected = (
-        corrupt(pixels, "fog", 3.0, seeds_for(derive_seed(5, "frames", "fog", 3), torch.tensor([7])))[0]
-        .numpy()
-        .transpose(1, 2, 0)
-    )
-    np.testing.assert_array_equal(made, expected)
+    seeds = seeds_for(derive_seed(5, "frames", "rain", 3), torch.tensor([7, -1]))
+    expected = corrupt(pixels, "rain", 3.0, seeds[:1], scene=seeds[1:])
+    np.testing.assert_array_equal(made, expected[0].numpy().transpose(1, 2, 0))
     assert (made.shape, made.dtype) == (IMAGE.shape, np.uint8)
 
 
@@ -29,10 +26,11 @@ def test_each_frame_has_its_own_noise_and_the_same_frame_the_same():
     assert (apply(IMAGE, 1) != apply(IMAGE, 2)).any()
 
 
-def test_what_lies_on_the_lens_stays_where_it_is():
-    apply = corrupter("lens_dirt:5")
+@pytest.mark.parametrize("name", ["lens_dirt", "fog", "frost", "spatter", "motion_blur"])
+def test_what_belongs_to_the_scene_stays_where_it_is(name):
+    apply = corrupter(f"{name}:5")
     np.testing.assert_array_equal(apply(IMAGE, 1), apply(IMAGE, 2))
-    assert (apply(IMAGE, 1) != corrupter("lens_dirt:5", seed=1)(IMAGE, 1)).any()
+    assert (apply(IMAGE, 1) != corrupter(f"{name}:5", seed=1)(IMAGE, 1)).any()
 
 
 @pytest.mark.parametrize("name", ["low_light", "infrared"])
