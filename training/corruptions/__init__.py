@@ -49,7 +49,6 @@ def corrupt(
     """
     check_known("corruption", [name], KNOWN)
     severity, seeds = _check(images, severity, seeds), seeds.to(images.device)
-    scenes = seeds if scenes is None else scenes.to(images.device)
     if len(images) == 0:
         return images.clone()
     height, width = images.shape[2:]
