@@ -100,7 +100,7 @@ class Detect:
             left = max(0, min(left, image.shape[1] - width - 6))
             cv2.rectangle(drawn, (left, top - height - below - 4), (left + width + 6, top), colour, cv2.FILLED)
             cv2.putText(drawn, text, (left + 3, top - below), font, scale, (0, 0, 0), 1, cv2.LINE_AA)
-        return drawn
+        return np.asarray(drawn, np.uint8)
 
     def to_dict(self, output: Detections) -> Mapping[str, object]:
         """Return the boxes in plain types, ready for `json.dumps`: pixels to a tenth, the surest first."""
