@@ -5,8 +5,10 @@ from typing import Any
 
 from rws.edge.tasks.base import Task, TaskSpec
 from rws.edge.tasks.classify import Classify
+from rws.edge.tasks.detect import Detect
 from rws.edge.tasks.multilabel import MultiLabel
 from rws.edge.tasks.raw import Raw
+from rws.edge.tasks.segment import Segment
 
 
 def make_task(spec: TaskSpec, classes: Sequence[str]) -> Task[Any]:
@@ -17,11 +19,4 @@ def make_task(spec: TaskSpec, classes: Sequence[str]) -> Task[Any]:
         return MultiLabel(classes, spec.confidence)
     if spec.name == "raw":
         return Raw()
-    # What draws boxes and masks is imported for models that have them.
-    if spec.name == "detect":
-        from rws.edge.tasks.detect import Detect
-
-        return Detect(spec, classes)
-    from rws.edge.tasks.segment import Segment
-
-    return Segment(classes)
+    return Detect(spec, classes) if spec.name == "detect" else Segment(classes)

@@ -18,8 +18,9 @@ from rws.training.oracle.network import SHARPNESS
 
 FILTERS, WIDTHS = 16, (32, 64, 96)  # as in the oracle of small images
 COLOURS = 4  # mixtures of red, green and blue
-RANKS = (16, 16, 32)  # whole blocks of 16 channels: ONNX Runtime takes as long for a part of one
+RANKS = (16, 16, 32)  # whole blocks of 16 channels: a part of one is no faster in ONNX Runtime
 HIDDEN = 128
+SCALES = {"colour": 4.0, "front": SHARPNESS}  # from white to black, of what a convolution of pixels takes
 
 
 class Trunk(nn.Module):
@@ -43,8 +44,8 @@ class Trunk(nn.Module):
         """Return the statistics, float32 (N, `features`)."""
         pixels = x.float()
         # The front looks at differences, and cuts them off: how bright and colourful a tile is, it does not say.
-        found = [_scaled(self.colour, F.avg_pool2d(pixels, 4), 4.0)]
-        maps = F.hardtanh(_scaled(self.front, pixels, SHARPNESS))
+        found = [_scaled(self.colour, F.avg_pool2d(pixels, 4), SCALES["colour"])]
+        maps = F.hardtanh(_scaled(self.front, pixels, SCALES["front"]))
         for place, stage in enumerate(self.stages):
             maps = F.relu(stage(F.max_pool2d(maps, 2) if place else maps))
             found.append(maps)
@@ -97,7 +98,15 @@ class TileNetwork(nn.Module):
 
     def load_exported(self, content: bytes) -> None:
         """Take the weights of an exported oracle of this kind, whose calibration is in its last layer."""
-        found = _arrays(content)
+        found = dict(_arrays(content))
+        convolutions = [
+            node.input for node in onnx.load_model_from_string(content).graph.node if node.op_type == "Conv"
+        ]
+        for name, scale in SCALES.items():
+            shape = getattr(self.trunk, name).weight.shape
+            weight, bias = next((found[x[1]], found[x[2]]) for x in convolutions if found[x[1]].shape == shape)
+            found[f"trunk.{name}.weight"] = weight / (scale / 255)
+            found[f"trunk.{name}.bias"] = bias + 127.5 * weight.sum((1, 2, 3))
         self.load_state_dict({name: found.get(name, tensor) for name, tensor in self.state_dict().items()})
 
     def load_small(self) -> None:

@@ -131,4 +131,4 @@ def test_fog_is_named_and_patched_and_clear_frames_are_not(followed):
 
 def test_a_classifier_draws_no_boxes(tmp_path):
     with pytest.raises(InputError, match="draws no boxes"):
-        measure_clips(Bundle.load(), [str(write_video(tmp_path / "clip.mp4", range(90, 99)))], 1.0)
+        measure_clips(Bundle.load("cifar10"), [str(write_video(tmp_path / "clip.mp4", range(90, 99)))], 1.0)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rws.edge.bundle.bundle import Bundle
-from rws.edge.bundle.contents import DETECTOR_BUNDLE
+from rws.edge.bundle.contents import DETECTOR_BUNDLE, BundleFiles
+from rws.edge.bundle.examine import examine
 from rws.edge.bundle.manifest import Manifest
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.bundle.self_test import self_test
@@ -39,6 +40,10 @@ def test_it_is_the_default_whole_and_small(bundle):
     assert bundle.signatures.names == bundle.manifest.corruptions == KNOWN
     assert len(self_test(bundle)) == 4
     assert sum(path.stat().st_size for path in DETECTOR_BUNDLE.iterdir()) < 3e6
+
+
+def test_it_runs_in_a_process_that_can_open_no_file():
+    assert examine(BundleFiles.read("detector")).signatures == len(KNOWN)
 
 
 def test_a_clear_photograph_is_not_patched_and_a_corrupted_one_is(bundle, photographs):
