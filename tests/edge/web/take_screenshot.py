@@ -1,4 +1,4 @@
-"""Take the screenshot of the page for the documentation: the frames of the demo, `rws run --serve`, and Chromium.
+"""Take the screenshot of the page for the documentation: the street of the demo in rain, `rws run --serve`, Chromium.
 
 PYTHONPATH=tests python tests/edge/web/take_screenshot.py --out docs/page.webp
 """
@@ -15,13 +15,10 @@ from typing import Annotated
 import cv2
 import typer
 
-from rws.benchmarks.demo.stream import load_stream
-from rws.edge.faults.frames import encode_jpeg
-from rws.edge.faults.servers import MjpegServer
+from rws.benchmarks.demo.camera import CLIP
 from support import browser
 
-# Each frame is another photograph, so image and answer get the time to match.
-SCALE, FPS, SETTLE = 15, 1.0, 0.4
+RAIN = "rain:3"
 CHANGED = "document.body.innerText.includes('the patch changes the answer')"
 SHOWN = "document.querySelector('#label').textContent !== '–' && !document.querySelector('#image').hidden"
 
@@ -34,24 +31,17 @@ async def look(page: str, seconds: float, out: Path) -> None:
             await tab.wait_for(SHOWN)
             await asyncio.sleep(seconds)
             await tab.wait_for(CHANGED)
-            await asyncio.sleep(SETTLE)
             await tab.screenshot(Path(folder, "page.png"))
         cv2.imwrite(str(out), cv2.imread(str(Path(folder, "page.png"))), [cv2.IMWRITE_WEBP_QUALITY, 85])
 
 
 def main(
     out: Annotated[Path, typer.Option(help="WebP file to write.")],
-    seconds: Annotated[float, typer.Option(help="How long to watch before the screenshot is taken.")] = 150.0,
+    seconds: Annotated[float, typer.Option(help="How long to watch before the screenshot is taken.")] = 60.0,
 ) -> None:
-    """Run the loop on the demo's frames with the page open, and take the screenshot."""
-    images = load_stream().images
-
-    def camera(number: int) -> bytes:
-        image = images[number % len(images)]
-        return encode_jpeg(cv2.resize(image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST), 97)
-
-    server = MjpegServer(camera, FPS)
-    command = ["run", server.url, "--bundle", "cifar10", "--serve", "127.0.0.1:0", "--threads", "1"]
+    """Run the loop on the demo's street with the page open, and take the screenshot."""
+    options = ["--loop", "--latest", "--corrupt", RAIN, "--label", "street", "--serve", "127.0.0.1:0", "--threads", "1"]
+    command = ["run", str(CLIP), *options]
     loop = subprocess.Popen(
         [sys.executable, "-c", "from rws.cli import main; main()", *command],
         stdout=subprocess.PIPE,
@@ -63,7 +53,6 @@ def main(
     finally:
         loop.kill()
         loop.wait()
-        server.close()
 
 
 if __name__ == "__main__":
