@@ -40,10 +40,11 @@ def main(
     seconds: Annotated[float, typer.Option(help="How long to watch before the screenshot is taken.")] = 60.0,
 ) -> None:
     """Run the loop on the demo's street with the page open, and take the screenshot."""
-    options = ["--loop", "--latest", "--corrupt", RAIN, "--label", "street", "--serve", "127.0.0.1:0", "--threads", "1"]
-    command = ["run", str(CLIP), *options]
+    options = ["--loop", "--latest", "--corrupt", RAIN, "--serve", "127.0.0.1:0", "--threads", "1"]
+    command = ["run", CLIP.name, *options]
     loop = subprocess.Popen(
         [sys.executable, "-c", "from rws.cli import main; main()", *command],
+        cwd=CLIP.parent,
         stdout=subprocess.PIPE,
         text=True,
     )
