@@ -14,6 +14,7 @@ from rws.training.jobs.seeds import derive_seed
 PURPOSES = {
     "calibration",
     "cameras",
+    "clips",
     "continued training",
     "frames",
     "oracle calibration",
