@@ -300,7 +300,7 @@ def test_a_patch_can_be_held_back_by_hand(rws, tmp_path):
     assert json.loads(summary.read_text())["min_severity"] == least
     refused = runner.invoke(app, ["run", str(tmp_path / "images.npy"), "--min-severity", "5.1"])
     assert refused.exit_code == 2
-    assert "less than or equal to 5" in refused.output
+    assert "--min-severity" in refused.output
 
 
 def test_the_page_holds_the_patch_back_while_the_loop_runs(running):
