@@ -231,9 +231,8 @@ def clips(
         from rws.benchmarks.common.tables import terminal
         from rws.benchmarks.streams.clips import COLUMNS, measure_clips
         from rws.edge.bundle.bundle import Bundle
-        from rws.edge.bundle.contents import DETECTOR_BUNDLE
     torch.set_num_threads(1)
-    result = measure_clips(Bundle.load(bundle or DETECTOR_BUNDLE), clip, fps, seed, say)
+    result = measure_clips(Bundle.load(bundle), clip, fps, seed, say)
     show(terminal(COLUMNS, result["rows"]))
     save(report, "clips/1", result, seed=seed, threads=1)
 

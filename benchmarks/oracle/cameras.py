@@ -32,7 +32,7 @@ from rws.training.jobs.seeds import derive_seed
 SEVERE = 3.0
 DARK = 60  # of 255: the mean luminance below which a photograph of the low-light set is dark
 FRAMES = ((480, 640), (1080, 1920))  # height, width, of which the time is measured
-ALIKE = {"gaussian_blur": "defocus_blur"}  # 1 to 3 grey levels lie between them, a fifth of what either changes
+ALIKE = {"gaussian_blur": "defocus_blur"}  # counted as one type, too: at the right severities they look the same
 NOISE_PAIR = ("real", "mean")  # what the names of a noisy image and of its noise-free mean end in
 
 

@@ -2,7 +2,8 @@
 
 The clip is shown forwards and backwards; stretches of it are clear and corrupted in turn. F1 counts the boxes of a
 stretch that are those of the clean model in the clear frames: all boxes count alike, as mean average precision gives a
-class that a stretch shows once as much weight as all cars of a street."""
+class that a stretch shows once as much weight as all cars of a street.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +13,13 @@ from operator import getitem
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
+from rws.edge.onnx.torchvision_compat import torchvision
 from rws.edge.preprocess import preprocess
 from rws.edge.sources.open import open_source
 from rws.edge.tasks.detect import Detections
@@ -176,11 +179,8 @@ def score(steps: Iterable[Step], fps: float) -> list[Record]:
 
 def found_again(found: Detections, wanted: Detections) -> NDArray[np.bool_]:
     """Return which boxes, bool (M,), are those of `wanted`; each of these is found at most once, by the surest."""
-    corners = found.boxes[:, None], wanted.boxes[None]
-    low, high = np.maximum(*(each[..., :2] for each in corners)), np.minimum(*(each[..., 2:] for each in corners))
-    shared = (high - low).clip(min=0).prod(2)
-    areas = [(each[..., 2:] - each[..., :2]).prod(2) for each in corners]
-    overlap = shared / (areas[0] + areas[1] - shared) * (found.class_id[:, None] == wanted.class_id)
+    overlap = torchvision.ops.box_iou(torch.from_numpy(found.boxes), torch.from_numpy(wanted.boxes)).numpy()
+    overlap = overlap * (found.class_id[:, None] == wanted.class_id)
     again = np.zeros(len(found.boxes), bool)
     for row in range(len(again)):
         if overlap.shape[1] and overlap[row].max() >= OVERLAP:

@@ -61,7 +61,7 @@ def low_light(x: Tensor, c: Tensor, z: Tensor, u: Tensor, lamps: Tensor) -> Tens
 
     The noise is Gaussian, its variance linear in the light (Foi et al. 2008, TIP 17(10), eq. 3), and partly shared by
     neighbours, as demosaicing and denoising leave it. Half of the scenes keep their light around some lamps, half have
-    deeper shadows than by day: real ones are dark without noise, and far from evenly.
+    deeper shadows than by day: real scenes are lit unevenly, and often free of noise.
 
     `z` standard normal like x; `u` uniform in [0, 1), (N, 6): gain, quality of the sensor, grain of the noise, warm or
     cold, lamps, shadows; `lamps` uniform in [0, 1), (N, LAMPS, 3): across, down, size.

@@ -63,7 +63,7 @@ def _noisy(x: Floats, sigma: float, rng: np.random.Generator, grained: float, mo
 def sensor_noise(image: Image, rng: np.random.Generator) -> tuple[Image, float]:
     """Add the noise of a real sensor in little light, denoised or not; return also its severity, 0.35…1.3.
 
-    What the 19 lack: it is coarser than a pixel, of one colour, and weaker than their weakest.
+    What the 19 lack: it is coarser than a pixel, much the same in all colours, and weaker than their weakest.
     """
     sigma = float(np.exp(rng.uniform(np.log(2.5), np.log(33))))
     x = _noisy(image.astype(np.float32) / 255, sigma, rng, 0.85, 1.1)
