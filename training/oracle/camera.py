@@ -36,15 +36,16 @@ from rws.training.oracle.calibration import (
     percent,
     weigh_clean,
 )
-from rws.training.oracle.healthy import healthy, sensor_noise, stored
+from rws.training.oracle.healthy import healthy, sensor_noise, stored, underexposed
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, draw_types, joint_target, training_prior
 from rws.training.oracle.tile_network import TileNetwork, with_pooling
 
 STATES = 1 + len(KNOWN) * len(LEVELS)
-CAMERA_VERSION = 2  # raise it when the same recipe and photographs give another network
+CAMERA_VERSION = 3  # raise it when the same recipe and photographs give another network
 DARK = 65  # of 255: a frame whose mean is less lacks light, whatever else is true of it
+_LOW_LIGHT = KNOWN.index("low_light")
 _PART = 100  # frames that are made at once
-_OF_VIEWS = ("view", "sizes", "held_out", "grained", "draws")
+_OF_VIEWS = ("view", "sizes", "held_out", "grained", "underexposed", "draws")
 _GRAINED = [KNOWN.index(name) for name in ("gaussian_noise", "shot_noise", "speckle_noise")]
 
 
@@ -58,6 +59,7 @@ class CameraRecipe:
         frames: that are made, each from some photograph; `held_out` of those are for calibration.
         looks: views of each frame, with the tiles in other places.
         grained: part of the frames with noise that get the noise of real sensors instead, see `sensor_noise`.
+        underexposed: part of the frames in low light that are dark and nothing else, see `underexposed`.
         clean_recall: percent of the clean held-out views that are to be named so.
         draws: of the states and severities; its schedule is not used.
     """
@@ -68,6 +70,7 @@ class CameraRecipe:
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.125
     looks: Count = 3
     grained: Share = 0.4
+    underexposed: Share = 0.35
     epochs: Count = 6
     batch_size: BatchSize = 64
     learning_rate: Rate = 1.5e-3
@@ -101,14 +104,16 @@ def frame_of(photograph: Image, size: int, rng: np.random.Generator) -> Image:
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image, np.uint8)
 
 
-def _lit(photographs: Photographs, size: int, rng: np.random.Generator, jittered: float) -> Image:
-    """Return a frame that is not dark, with the odds `jittered` of another healthy camera; after ten tries any."""
-    for _ in range(10):
-        frame = frame_of(photographs.draw(rng), size, rng)
-        frame = healthy(frame, rng) if rng.random() < jittered else frame
-        if frame.mean() >= DARK:
-            break
-    return frame
+def _drawn(photographs: Photographs, size: int, rng: np.random.Generator, jittered: float) -> Image:
+    """Return a frame, with the odds `jittered` of another healthy camera."""
+    frame = frame_of(photographs.draw(rng), size, rng)
+    return healthy(frame, rng) if rng.random() < jittered else frame
+
+
+def _lit(photographs: Photographs, size: int, rng: np.random.Generator) -> Image:
+    """Return a frame that is not dark; after ten tries any."""
+    frames = (_drawn(photographs, size, rng, 0.6) for _ in range(10))
+    return next((frame for frame in frames if frame.mean() >= DARK), _drawn(photographs, size, rng, 0.6))
 
 
 Views = Mapping[str, NDArray[Any]]  # `x`, uint8 (N, T, 3, S, S); `types`, int64, −1 = clean; `severities`, float32
@@ -118,12 +123,18 @@ def make_views(photographs: Photographs, recipe: CameraRecipe, seed: int, count:
     """Make `count` frames, clean ones of healthy cameras and corrupted ones, and take `looks` views of each."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    types = draw_types(count, recipe.draws, len(KNOWN), generator)
-    severities = draw_severities(types, recipe.draws, generator, KNOWN).numpy()
-    grid, made = recipe.view.grid, []
+    drawn = draw_types(count, recipe.draws, len(KNOWN), generator)
+    severities = draw_severities(drawn, recipe.draws, generator, KNOWN).numpy()
+    types, grid, made = drawn.numpy(), recipe.view.grid, []
     for place, kind in enumerate(types.tolist()):
-        frame = _lit(photographs, int(rng.choice(recipe.sizes)), rng, 0.6 if kind >= 0 else 0.85)
-        if kind in _GRAINED and rng.random() < recipe.grained:
+        size = int(rng.choice(recipe.sizes))
+        frame = _drawn(photographs, size, rng, 0.85) if kind < 0 else _lit(photographs, size, rng)
+        if kind < 0 and frame.mean() < DARK:
+            types[place], severities[place] = _LOW_LIGHT, darkness(frame)
+        elif kind == _LOW_LIGHT and rng.random() < recipe.underexposed:
+            frame = underexposed(frame, rng.uniform(4, DARK), rng)
+            severities[place] = darkness(frame)
+        elif kind in _GRAINED and rng.random() < recipe.grained:
             frame, severities[place] = sensor_noise(frame, rng)
         elif kind >= 0:
             pixels = torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))[None]
@@ -134,9 +145,14 @@ def make_views(photographs: Photographs, recipe: CameraRecipe, seed: int, count:
         made += [recipe.view.take(frame, rng.random((grid, grid, 2))) for _ in range(looks)]
     return {
         "x": np.stack(made),
-        "types": np.repeat(types.numpy(), looks),
+        "types": np.repeat(types, looks),
         "severities": np.repeat(severities, looks).astype(np.float32),
     }
+
+
+def darkness(frame: Image) -> float:
+    """Return how severely a frame lacks light: 0.5 with a mean of `DARK`, 5 if it is black."""
+    return float(5 - 4.5 * min(1, frame.mean() / DARK))
 
 
 @dataclass(frozen=True)
@@ -216,7 +232,7 @@ class CameraTraining:
             for number in range(plan.steps_per_epoch):
                 index = np.sort(order[number * recipe.batch_size : (number + 1) * recipe.batch_size])
                 shown = torch.from_numpy(x[index])
-                yield shown.flip(4) if number % 2 else shown, target[index]
+                yield _turned(shown, number % 8), target[index]
 
         optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
 
@@ -240,6 +256,12 @@ class CameraTraining:
             clean_recall=percent(named[types < 0] < 0),
             corrupted_called_clean=percent(named[strong] < 0),
         )
+
+
+def _turned(views: Tensor, way: int) -> Tensor:
+    """Return views (N, T, 3, S, S) in one of the eight ways that a square can lie."""
+    views = views.transpose(3, 4) if way & 4 else views
+    return views.flip([axis for axis, bit in ((3, 2), (4, 1)) if way & bit])
 
 
 def probe_step(recipe: CameraRecipe) -> None:

@@ -72,6 +72,12 @@ def sensor_noise(image: Image, rng: np.random.Generator) -> tuple[Image, float]:
     return _levels(x), (sigma / FULL_SIGMA) ** 0.5
 
 
+def underexposed(image: Image, mean: float, rng: np.random.Generator) -> Image:
+    """Return the image with that mean, 0…255, or less: a scene at night or against the light, often free of noise."""
+    x = (image.astype(np.float32) / 255) ** np.float32(np.exp(rng.uniform(0, np.log(3))))
+    return _levels(_noisy(x * (mean / 255 / max(float(x.mean()), 1 / 255)), rng.uniform(0, 1.6), rng, 0.6, 0.8))
+
+
 def stored(image: Image, rng: np.random.Generator, share: float) -> Image:
     """Return the image after JPEG of quality 50…97 or H.264 of an ordinary rate; with the odds `share` only."""
     chance = rng.random()

@@ -5,10 +5,11 @@ The evidence arrives in the order of decoding, frames are shown in another. Both
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rws.edge.sources.capture.decoding.evidence.h264 import HeaderReader, Headers
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -18,8 +19,6 @@ MOST_HELD = 16  # frames that H.264 and HEVC may show in another order than they
 _REMEMBERED = 128  # packets
 _B = 3  # FFmpeg's AV_PICTURE_TYPE_B
 _PLAIN_B = ("mpeg1video", "mpeg2video", "mpeg4")  # no frame refers to a B-frame; in H.264, some may
-# H.264 marks two zeros that are followed by a value up to 3, so they only stand before a start code, or at the end.
-_HOLE = re.compile(rb"\x00\x00(?:\x02|\x00+[^\x00\x01])")
 
 
 class _Start(NamedTuple):
@@ -44,9 +43,9 @@ class DamageTracker:
 
     def __init__(self, container: str | None, codec: str, header: bytes) -> None:
         # In MPEG-TS, FFmpeg's parser puts the mark of a damaged packet on the one before.
-        self._container, self._marked, self._codec = container or "", False, codec
-        # H.264 in MP4 and Matroska: bytes of the length before each part of a packet.
-        self._prefix = (header[4] & 3) + 1 if header[:1] == b"\1" and len(header) > 4 else 0
+        self._container, self._codec = container or "", codec
+        self._marked = self._incomplete = False
+        self._headers = HeaderReader(header) if codec == "h264" else None
         self._count = 0
         self._numbers: dict[int | None, int] = {}  # pts → number of the packet, in the order of decoding
         self._unseen: dict[int, int] = {}  # number → pts of packets whose frame is still to come
@@ -67,22 +66,30 @@ class DamageTracker:
         if len(self._numbers) > _REMEMBERED:
             oldest = next(iter(self._numbers))
             self._unseen.pop(self._numbers.pop(oldest), None)
-        data = bytes(packet) if self._codec == "h264" else b""
-        disposable, refresh = _look_into(data, self._prefix)
-        if disposable:
+        found = self._headers.look(bytes(packet)) if self._headers else Headers()
+        if found.disposable:
             self._disposable.append(number)
-        if _has_forbidden_zeros(data, self._prefix):
+        if found.hole:
             self._blame(number)
-        marked = packet.is_corrupt and bool(self._container)
-        if self._marked if self._container == "mpegts" else marked:
-            self._damaged.append(number)
-        self._marked = marked
-        if refresh and not self._refresh_left:
-            self._refresh_began, self._refresh_left = number, refresh
-        elif self._refresh_left and not disposable:
+        self._note_mark(packet, number, found.gap)
+        if found.refresh and not self._refresh_left:
+            self._refresh_began, self._refresh_left = number, found.refresh
+        elif self._refresh_left and not found.disposable:
             self._refresh_left -= 1
             if not self._refresh_left:
                 self._starts.append(_Start(number, packet.pts, self._refresh_began))
+
+    def _note_mark(self, packet: Packet[Any], number: int, gap: bool | None) -> None:
+        """Note the container's mark, and what is missing after it: a frame without a number may be any."""
+        marked = packet.is_corrupt and bool(self._container)
+        if self._marked if self._container == "mpegts" else marked:
+            self._blame(number) if gap is not None else self._damaged.append(number)
+            self._incomplete = True
+        if packet.is_keyframe:
+            self._incomplete = False
+        elif gap and self._incomplete:
+            self._damaged.append(number)
+        self._marked = marked
 
     def failed(self) -> None:
         """Note that a packet could not be decoded, the last one if not several are decoded at a time."""
@@ -141,38 +148,3 @@ class DamageTracker:
             default=0,
         )
         return number in self._alone or any(whole <= damaged <= number for damaged in self._damaged)
-
-
-def _has_forbidden_zeros(data: bytes, prefix: int) -> bool:
-    """Return whether a packet of H.264 holds bytes that no encoder writes, as where a disk or network left a hole."""
-    if not prefix:
-        return _HOLE.search(data) is not None
-    place = 0
-    while place < len(data):
-        start = place + prefix
-        place = start + int.from_bytes(data[place:start], "big")
-        if place > len(data) or _HOLE.search(data, start, place):
-            return True
-    return False
-
-
-def _look_into(data: bytes, prefix: int) -> tuple[bool, int]:
-    """Look into a packet of H.264, whose parts follow start codes or, if there is a `prefix`, their length.
-
-    Returns:
-        Whether no other frame refers to this one, and after how many more that are referred to a gradual refresh
-        that begins here is complete; 0 if none begins.
-    """
-    place, refresh = 0 if prefix else data.find(b"\0\0\1"), 0
-    while 0 <= place < len(data) - 8:
-        unit = place + (prefix or 3)
-        kind = data[unit] & 31
-        if 1 <= kind <= 5:  # a slice; the two bits before its type are 0 if it is no reference
-            return data[unit] >> 5 & 3 == 0, refresh
-        if kind == 6 and data[unit + 1] == 6:  # a recovery point: a number with as many zeros before as it has bits
-            bits = f"{int.from_bytes(data[unit + 3 : unit + 8], 'big'):040b}"
-            zeros = bits.find("1")
-            refresh = int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
-        length = int.from_bytes(data[place:unit], "big")
-        place = unit + length if prefix else data.find(b"\0\0\1", unit)
-    return False, refresh

@@ -18,6 +18,7 @@ KEY, REFERENCE, ALONE = b"\0\0\1\x65" + bytes(9), b"\0\0\1\x41" + bytes(9), b"\0
 class Packet:
     def __init__(self, pts, data=REFERENCE, marked=False, left_out=False):
         self.pts, self.data, self.is_corrupt, self.is_discard = pts, data, marked, left_out
+        self.is_keyframe = data == KEY
 
     def __bytes__(self):
         return self.data
