@@ -184,6 +184,10 @@ def cameras(
     ] = None,
     rain: Annotated[list[str] | None, typer.Option(help="Folder of photographs in the rain; repeatable.")] = None,
     clip: Annotated[list[str] | None, typer.Option(help="A clear video; repeatable.")] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="A YOLOX .onnx file: how well the detector agrees with it in low light and rain."),
+    ] = None,
     size: Annotated[
         list[int] | None, typer.Option(help="Side of the corrupted photographs; default: 224, 512.")
     ] = None,
@@ -204,7 +208,7 @@ def cameras(
         from rws.benchmarks.oracle.cameras import CameraSets, measure_cameras
         from rws.edge.bundle.bundle import Bundle
     torch.set_num_threads(1)
-    sets = CameraSets(clear, noise, dark, rain or (), clip or (), size or (224, 512), cell, limit)
+    sets = CameraSets(clear, noise, dark, rain or (), clip or (), size or (224, 512), reference, cell, limit)
     result = measure_cameras(Bundle.load(bundle), sets, seed, say)
     for row in result["times"]:
         ms = f"oracle {row['oracle_ms']:.2f} ms, model {row['model_ms']:.2f} ms, {row['of_model']:.1%} of the model"

@@ -56,6 +56,7 @@ def zoo(
     ] = "",
     recipe: RecipeFile = None,
     own_oracle: Annotated[list[str] | None, typer.Option(help="As of `rws adopt`; repeatable.")] = None,
+    onto: Annotated[Path | None, typer.Option(help="As of `rws adopt`.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Adopt as `rws adopt --quick` does.")] = False,
     limit: Limit = None,
     threads: Threads = 2,
@@ -75,7 +76,9 @@ def zoo(
     """
     with require("bench"):
         from rws.benchmarks.zoo.run import ZooOptions, run_entry
-    options = ZooOptions(names, titles, recipe, quick, limit, threads, seed, say, file, test, int8, own_oracle or ())
+    options = ZooOptions(
+        names, titles, recipe, quick, limit, threads, seed, say, file, test, int8, own_oracle or (), onto
+    )
     result = run_entry(model, images, work, out, options)
     save(report, "zoo/1", result)
     shown = ("clean", "summary", "int8", "build_minutes", "sizes", "torch")

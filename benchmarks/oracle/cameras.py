@@ -16,6 +16,7 @@ import torch
 from rws.benchmarks.common.interleave import paired_ratio, timed_blocks
 from rws.benchmarks.common.shares import interval
 from rws.benchmarks.common.tables import Record
+from rws.benchmarks.oracle.agreement import agreement_row, read_yolox
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.preprocess import cover, preprocess
@@ -46,6 +47,7 @@ class CameraSets:
     rain: Sequence[str] = ()
     clips: Sequence[str] = ()
     sizes: Sequence[int] = (224, 512)
+    reference: Path | None = None  # a larger detector; see `read_yolox`
     cell: int = 12  # photographs of each corruption, severity and size
     limit: int = 500
 
@@ -59,7 +61,7 @@ def measure_cameras(bundle: Bundle, sets: CameraSets, seed: int = 0, progress: P
     found: Record = {"clear": [_clear_row(source, each) for source, each in {**beliefs, "all": of_all}.items()]}
     for row in found["clear"]:
         progress(f"{row['source']}: {row['images']} images, clean {row['clean']:.1f} %, severe {row['severe']:.1f} %")
-    images = [image for each in photographs.values() for image in each]
+    images, real = [image for each in photographs.values() for image in each], dict[str, list[Image]]()
     found["types"] = [_types_row(oracle, images, size, sets.cell, seed) for size in sets.sizes]
     for row in found["types"]:
         progress(f"{row['size']} px: type {row['type']:.1f} %, at severity 5 {row['type_severity_5']:.1f} %")
@@ -68,9 +70,16 @@ def measure_cameras(bundle: Bundle, sets: CameraSets, seed: int = 0, progress: P
     if sets.dark is not None:
         dark = {name: image for name, image in _named(sets.dark).items() if _luminance(image) < DARK}
         found["dark"] = _named_row(oracle, dark, ("low_light",), of_all)
+        real["low_light"] = list(dark.values())
     if sets.rain:
         rain = {f"{Path(source).name}/{name}": image for source in sets.rain for name, image in _named(source).items()}
         found["rain"] = _named_row(oracle, rain, ("rain", "lens_dirt"), of_all)
+        real["rain"] = list(rain.values())
+    if sets.reference is not None:
+        larger = read_yolox(sets.reference, bundle.manifest.classes)
+        found["agreement"] = [
+            {"set": name} | agreement_row(bundle, images, name, larger) for name, images in real.items()
+        ]
     if sets.clips:
         found["clips"] = [_clip_row(bundle, clip) for clip in sets.clips]
     found["times"] = [_time_row(bundle, height, width) for height, width in FRAMES]

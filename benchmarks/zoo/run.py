@@ -81,7 +81,7 @@ class ZooOptions:
         limit: at most this many images in all.
         file, test: of a detector or a network that reads text: its `.onnx` file; a folder of images with label files,
             see `load_boxes`, or of photographs to write on.
-        own_oracle: folders of photographs, as in `rws adopt`.
+        own_oracle, onto: folders of photographs and a bundle, as in `rws adopt`.
         int8: a classifier is quantised before it is adopted, in one of `quantised.FORMS`; "": it is not.
     """
 
@@ -97,6 +97,7 @@ class ZooOptions:
     test: Path | None = None
     int8: str = ""
     own_oracle: Sequence[str] = ()
+    onto: Path | None = None
 
 
 def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
@@ -338,7 +339,7 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
     prepared, started = replace(_prepare(model, images, options), own_oracle=options.own_oracle), time.monotonic()
     named: dict[str, Any] = {} if options.titles is None else {"classes": read_names(options.titles)}
     recipe = prepared.recipe.quick() if options.quick else prepared.recipe
-    named |= {"name": model, "progress": JobLines()}
+    named |= {"name": model, "progress": JobLines(), "onto": options.onto and Bundle.load(options.onto)}
     adoption, folder = prepared.adoption(work, recipe, **named), out or work / "bundle"
     adoption.bundle(folder)
     bundle, spent, test = Bundle.load(folder), parts_of_build(work), prepared.test

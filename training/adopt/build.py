@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import onnx
@@ -106,6 +106,7 @@ class AdoptionBuild:
     Args:
         images: clean images of the model's size. What counts is agreement with their labels, else the clean model.
         classes: names in the order of the outputs; None: the model's, else `class 0`, ….
+        onto: a bundle of the same model whose signatures and gain table are kept: only its oracle is made.
         progress: called with {job, seconds, …}.
     Raises InputError if there are too few images, or sizes or numbers do not fit; OperatorError as `trainable`.
     """
@@ -119,6 +120,7 @@ class AdoptionBuild:
         *,
         classes: Sequence[str] | None = None,
         name: str = "adopted",
+        onto: Bundle | None = None,
         progress: Progress | None = None,
     ) -> None:
         pixels, spec = images.pixels, model.input
@@ -130,7 +132,7 @@ class AdoptionBuild:
         self.classes = _checked(model.classes if classes is None else classes, model)
         self.size = (spec.height, spec.width)
         self.objective = make_objective(model.task, self.classes, self.size, recipe.soft, recipe.temperature)
-        self.model, self.recipe, self.work, self.name = model, recipe, work, name
+        self.model, self.recipe, self.work, self.name, self.onto = model, recipe, work, name, onto
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(recipe.seed))
         if images.sequential:
             order = torch.arange(len(pixels)).flip(0)
@@ -141,6 +143,7 @@ class AdoptionBuild:
         self._proto = onnx.load_model_from_string(model.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
         self.tensors = shallow_tensors(self._proto, self.layers)
+        self._kept = None if onto is None else onto.signatures.fitted_to(self.clean)
         keep_freed_memory()
         self.why_shallow = ""
         self._aims: Tensors = ()
@@ -189,6 +192,11 @@ class AdoptionBuild:
 
     def _plan(self) -> None:
         recipe, held_out, plan = self.recipe, len(self.held_out), self._left.plan
+        if self.photographs is not None:
+            plan("oracle", "frame", recipe.oracle.frames)
+            plan("oracle", "oracle step", recipe.oracle.steps, partial(probe_step, recipe.oracle))
+        if self.onto is not None:
+            return
         for name in KNOWN:
             plan(f"signature-{name}", "frame", len(self._crops(recipe.steps)))
             plan(f"signature-{name}", "step", recipe.steps)
@@ -197,9 +205,6 @@ class AdoptionBuild:
         sample = self.held_out[:25]
         model = self._deployed(None)
         plan("gain", "answer", answers, partial(model.predict, as_input(sample, self.model.input)), len(sample))
-        if self.photographs is not None:
-            plan("oracle", "frame", recipe.oracle.frames)
-            plan("oracle", "oracle step", recipe.oracle.steps, partial(probe_step, recipe.oracle))
 
     @cached_property
     def _identity(self) -> list[Any]:
@@ -279,6 +284,8 @@ class AdoptionBuild:
         Raises StrategyUnavailableError if the weights of the deployed model cannot be changed here.
         """
         self._deployed(None)
+        if self.onto is not None:
+            return
         crops = self._crops(self.recipe.steps)[:FEWEST]
         tuned, aim = Tuned(self._network, self._parameters, {}), self._clean_outputs(crops)
         loss = self._loss(tuned(self._to_input(self._corrupted(FIRST[0], crops))), aim)
@@ -359,7 +366,9 @@ class AdoptionBuild:
             yield index, mirror and bool(torch.rand((), generator=generator) < 0.5)
 
     def signatures(self, names: Sequence[str] = KNOWN) -> SignatureSet:
-        """Return the signatures of some corruptions, quantised."""
+        """Return the signatures of some corruptions, quantised; those of the bundle built onto, if any."""
+        if self._kept is not None:
+            return self._kept
         made = {name: self.signature(name) for name in names}
         deltas = {name: {tensor: exact[tensor].numpy() for tensor in self.tensors} for name, exact in made.items()}
         recipe = self.recipe
@@ -367,6 +376,10 @@ class AdoptionBuild:
 
     def gain(self, names: Sequence[str] = KNOWN) -> tuple[GainTable, HeldOutScores | None]:
         """Return the gain table, whose cells are soft agreement, and held-out scores; of some signatures None."""
+        if self.onto is not None:
+            measured = self.onto.manifest.measured
+            kept = {key: measured[key] for key in HeldOutScores.__annotations__ if key in measured}
+            return self.onto.table, cast("HeldOutScores | None", kept or None)
         signatures, recipe, job = self.signatures(names), self.recipe.calibration, "gain"
         if len(names) < len(KNOWN):
             recipe, job = recipe.quick(), "first-gain"
@@ -434,7 +447,7 @@ class AdoptionBuild:
         check_bundle_folder(out)
         self.check()
         self._plan()
-        if not out.exists():
+        if not out.exists() and self.onto is None:
             self._write(out, FIRST)
         self._write(out, KNOWN)
 
@@ -443,6 +456,7 @@ class AdoptionBuild:
         oracle, scores = self.oracle()
         found: dict[str, Any] = dict(scores)
         prior = found.pop("prior")
+        before = None if self.onto is None else self.onto.manifest.provenance
         partial_of = {"partial": f"{len(names)} of {len(KNOWN)} signatures; the build goes on"}
         aim = "the clean model on the clean image" if self._labels is None else "the labels"
         parts = BundleParts(
@@ -464,6 +478,7 @@ class AdoptionBuild:
                 layers=self.layers,
                 model_changes=list(self.model.changes),
                 data={"pictures": len(self.train), "held_out": len(self.held_out), "identity": self._identity[0]},
+                **({} if before is None else {"signatures": before.get("signatures", before)}),
             ),
             measured={
                 **({} if len(names) == len(KNOWN) else partial_of),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rws.edge.bundle.bundle import Bundle
 from rws.edge.preprocess import Fit
 from rws.errors import UsageError
 from rws.terminal import say
@@ -37,6 +38,7 @@ class AdoptOptions:
     out: Path
     work: Path
     own_oracle: list[str]
+    onto: Path | None
     names: Path | None
     labels: bool
     size: tuple[int, int] | None
@@ -89,11 +91,13 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     if options.dry_run:
         return
     name = Path(options.model).stem.replace(":", "-")
-    build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, progress=progress)
+    onto = None if options.onto is None else Bundle.load(options.onto)
+    build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, onto=onto, progress=progress)
     held_out = len(images.pixels) - len(build.train)
     say(f"images: {len(build.train)} to train on, {held_out} held out")
-    own = ", and trains the oracle further" if options.own_oracle else ""
-    say(f"trains {len(KNOWN)} signatures, then measures the gain table{own}")
+    own = "trains the oracle further" if options.own_oracle else "takes the shipped oracle"
+    made = f"trains {len(KNOWN)} signatures, then measures the gain table" if onto is None else f"keeps {onto.path}"
+    say(f"{made}, and {own}")
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")

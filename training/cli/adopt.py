@@ -45,6 +45,9 @@ def adopt(
             "each one is a source. Default: the shipped oracle as it is."
         ),
     ] = None,
+    onto: Annotated[
+        Path | None, Option(help="Keep the signatures of this bundle of the same model; make its oracle only.")
+    ] = None,
     labels: Annotated[
         bool, Option("--labels", help="IMAGES is <class>/<image>; measure accuracy instead of agreement.")
     ] = False,
@@ -102,6 +105,7 @@ def adopt(
         rws adopt classifier.onnx clean.mp4 --scale 255 --mean 127 --std 128 --quick
         rws adopt detector.onnx clean_frames/ --names data.yaml --dry-run
         rws adopt package.module:factory clean_frames/ --size 192x320
+        rws adopt classifier.onnx clean_frames/ --onto my_bundle --own-oracle my_camera/ --out for_my_camera
     """
     with require("train"):
         import torch
@@ -127,6 +131,7 @@ def adopt(
         out=out,
         work=work,
         own_oracle=own_oracle or [],
+        onto=onto,
         names=names,
         labels=labels,
         size=None if size is None else side_lengths(size),

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,8 +14,11 @@ from rws.edge.onnx.graph import read_model
 from rws.errors import InputError
 from rws.training.adopt.graph import run_onnx
 from rws.training.corruptions import KNOWN
-from support.classifiers import images, tiny
-from support.command_line import invoke, rws
+from support.classifiers import SIZE, images, tiny
+from support.command_line import CLASSES, invoke, rws
+from support.tiny import network
+
+PHOTOS = Path(__file__).parents[3] / "examples/photos"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,29 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     ran = invoke("run", image_files, "--bundle", out, "--json", tmp_path / "summary.json")
     assert ran.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_the_signatures_of_a_bundle_can_be_kept_and_only_its_oracle_made(command_built, image_files, tmp_path):
+    out, _, _, root = command_built
+    old = Bundle.load(out)
+    recipe = root / "oracle.toml"
+    settings = "layers = 2\n[oracle]\nsizes = [64]\nframes = 100\nlooks = 1\nepochs = 1\n"
+    recipe.write_text(settings)
+    options = (image_files, "--scale", 1, "--recipe", recipe, "--work", tmp_path / "work", "--onto", out)
+    done = rws("adopt", root / "mine.onnx", *options, "--own-oracle", PHOTOS, "--out", tmp_path / "mine")
+    assert "keeps" in done.stdout
+    assert "signature-" not in done.stdout
+    new = Bundle.load(tmp_path / "mine")
+    assert new.read("signatures.safetensors") == old.read("signatures.safetensors")
+    assert new.read("policy.safetensors") == old.read("policy.safetensors")
+    assert new.read("oracle.onnx") != old.read("oracle.onnx")
+    assert new.manifest.provenance["signatures"] == old.manifest.provenance
+
+    onnx.save(network(4, len(CLASSES), seed=6, size=SIZE), root / "other.onnx")
+    refused = rws("adopt", root / "other.onnx", *options, "--out", tmp_path / "other", check=False)
+    assert refused.returncode == 3
+    assert "the model has" in refused.stderr
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
