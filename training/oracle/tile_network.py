@@ -93,8 +93,10 @@ class TileNetwork(nn.Module):
         mean = tiles.mean(1)
         spread = ((tiles * tiles).mean(1) - mean * mean).clamp(min=0).add(1e-4).sqrt()
         found = self.drop(self.norm(torch.cat([frame, mean, spread], 1)))
-        logits: Tensor = self.head(torch.cat([F.relu(self.hidden(found)), found], 1))
-        return logits
+        # As head([relu(hidden(found)), found]), in one large product and a small one: a tenth of the network's time.
+        of_hidden, direct = self.head.weight.split([HIDDEN, found.shape[1]], 1)
+        both = F.linear(found, torch.cat([self.hidden.weight, direct]), F.pad(self.hidden.bias, (0, len(direct))))
+        return F.linear(F.relu(both[:, :HIDDEN]), of_hidden, self.head.bias) + both[:, HIDDEN:]
 
     def load_exported(self, content: bytes) -> None:
         """Take the weights of an exported oracle of this kind, whose calibration is in its last layer."""
@@ -107,6 +109,8 @@ class TileNetwork(nn.Module):
             weight, bias = next((found[x[1]], found[x[2]]) for x in convolutions if found[x[1]].shape == shape)
             found[f"trunk.{name}.weight"] = weight / (scale / 255)
             found[f"trunk.{name}.bias"] = bias + 127.5 * weight.sum((1, 2, 3))
+        padded = (HIDDEN + len(self.head.bias),)  # see `forward`
+        found["hidden.bias"] = next(array for array in found.values() if tuple(array.shape) == padded)[:HIDDEN]
         self.load_state_dict({name: found.get(name, tensor) for name, tensor in self.state_dict().items()})
 
     def load_small(self) -> None:

@@ -14,8 +14,8 @@ from rws.oracle.classifier import Oracle
 from rws.training.corruptions import KNOWN
 from rws.training.data.photographs import Photographs
 from rws.training.jobs.store import Store
-from rws.training.oracle.camera import DARK, STATES, CameraRecipe, CameraTraining, frame_of, make_views
-from rws.training.oracle.healthy import FULL_SIGMA, healthy, sensor_noise, stored
+from rws.training.oracle.camera import DARK, STATES, CameraRecipe, CameraTraining, darkness, frame_of, make_views
+from rws.training.oracle.healthy import FULL_SIGMA, healthy, sensor_noise, stored, underexposed
 from rws.training.oracle.sampling import LEVELS, OracleRecipe
 from rws.training.oracle.tile_network import TileNetwork
 
@@ -50,11 +50,28 @@ def test_a_frame_is_a_part_of_its_photograph_and_never_enlarged():
     assert frame_of(photograph, 512, rng).shape == (80, 80, 3)
 
 
-def test_what_lacks_light_is_not_drawn_as_clean():
+def test_a_clean_frame_that_lacks_light_is_drawn_as_low_light():
     dark = {name: [image // 6 for image in images] for name, images in photographs().by_source.items()}
     mixed = Photographs({"dark": dark["two"], **photographs().by_source})
-    recipe = replace(RECIPE, draws=OracleRecipe(clean_share=0.999))
-    assert make_views(mixed, recipe, 0, 40, 1)["x"][:, 0].mean((1, 2, 3)).min() >= DARK - 5
+    found = make_views(mixed, replace(RECIPE, draws=OracleRecipe(clean_share=0.999)), 0, 40, 1)
+    types, means = found["types"], found["x"][:, 0].mean((1, 2, 3))
+    assert set(types.tolist()) == {-1, KNOWN.index("low_light")}
+    assert means[types < 0].min() >= DARK - 5
+    assert means[types >= 0].max() <= DARK + 5
+    assert found["severities"][types >= 0].min() >= 0.5
+
+
+def test_the_darker_the_more_severe():
+    severities = [darkness(np.full((8, 8, 3), level, np.uint8)) for level in (0, 20, 40, DARK, 200)]
+    assert severities == sorted(severities, reverse=True)
+    assert severities[0] == 5
+    assert severities[-2:] == [0.5, 0.5]
+
+
+def test_an_underexposed_image_is_as_dark_as_asked_for():
+    image, rng = photographs().by_source["one"][0], np.random.default_rng(0)
+    for mean in (5, 20, 50):
+        assert underexposed(image, mean, rng).mean() == pytest.approx(mean, abs=2)
 
 
 def test_held_out_photographs_are_of_each_source_and_not_trained_on():

@@ -43,8 +43,7 @@ class DamageTracker:
 
     def __init__(self, container: str | None, codec: str, header: bytes) -> None:
         # In MPEG-TS, FFmpeg's parser puts the mark of a damaged packet on the one before.
-        self._container, self._codec = container or "", codec
-        self._marked = self._incomplete = False
+        self._container, self._marked, self._codec = container or "", False, codec
         self._headers = HeaderReader(header) if codec == "h264" else None
         self._count = 0
         self._numbers: dict[int | None, int] = {}  # pts → number of the packet, in the order of decoding
@@ -71,25 +70,19 @@ class DamageTracker:
             self._disposable.append(number)
         if found.hole:
             self._blame(number)
-        self._note_mark(packet, number, found.gap)
+        marked = packet.is_corrupt and bool(self._container)
+        if self._marked if self._container == "mpegts" else marked:
+            # Of what was lost before a frame without a number, all frames may refer to it.
+            self._damaged.append(number) if found.gap is None else self._blame(number)
+        self._marked = marked
+        if found.gap and (found.refresh or not packet.is_keyframe):
+            self._damaged.append(number)
         if found.refresh and not self._refresh_left:
             self._refresh_began, self._refresh_left = number, found.refresh
         elif self._refresh_left and not found.disposable:
             self._refresh_left -= 1
             if not self._refresh_left:
                 self._starts.append(_Start(number, packet.pts, self._refresh_began))
-
-    def _note_mark(self, packet: Packet[Any], number: int, gap: bool | None) -> None:
-        """Note the container's mark, and what is missing after it: a frame without a number may be any."""
-        marked = packet.is_corrupt and bool(self._container)
-        if self._marked if self._container == "mpegts" else marked:
-            self._blame(number) if gap is not None else self._damaged.append(number)
-            self._incomplete = True
-        if packet.is_keyframe:
-            self._incomplete = False
-        elif gap and self._incomplete:
-            self._damaged.append(number)
-        self._marked = marked
 
     def failed(self) -> None:
         """Note that a packet could not be decoded, the last one if not several are decoded at a time."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rws.edge.faults.frames import scene
+from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
 from rws.edge.sources.capture.decoding.evidence.h264 import HeaderReader
 
 
@@ -54,6 +55,23 @@ def test_only_the_loss_of_a_frame_that_others_refer_to_is_a_gap():
 def test_the_number_begins_anew_with_a_key_frame():
     header, packets = encoded("mpegts", 0)
     assert not any(gaps(header, packets[:3] + packets[20:]))
+
+
+@pytest.mark.parametrize("container", ["rtsp", "mpegts"])
+def test_a_frame_that_nobody_saw_go_missing_damages_those_that_refer_to_it(container):
+    header, packets = encoded("mpegts", 0)
+    decoder, tracker = av.CodecContext.create("h264", "r"), DamageTracker(container, "h264", header)
+    decoder.thread_type = "NONE"
+    known = {}
+    for number, data in enumerate(packets):
+        if number != 7:
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number in (0, 20)
+            tracker.sent(packet)
+            known |= {f.pts: bad for frame in decoder.decode(packet) for f, bad in tracker.received(frame)}
+    known |= {frame.pts: damaged for frame, damaged in tracker.rest()}
+    assert {pts for pts, damaged in known.items() if damaged} == set(range(8, 20))
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4))
