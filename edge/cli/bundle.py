@@ -100,7 +100,7 @@ def list_bundles(
     ] = None,
     report: JsonOption = None,
 ) -> None:
-    """List the bundles that ship, and those in the folders given.
+    """List the bundles that ship, `imagenet` if it was made here, and those in the folders given.
 
     \b
     Examples:
@@ -282,10 +282,11 @@ def _passphrase(confirm: bool = False) -> bytes:
 def _bundles(folders: Sequence[Path]) -> Iterator[Bundle]:
     """Load the bundles that ship and those that the folders are or contain; warn of each that is refused."""
     from rws.edge.bundle.bundle import Bundle
-    from rws.edge.bundle.contents import SHIPPED
+    from rws.edge.bundle.contents import IMAGENET, SHIPPED, made_here
     from rws.edge.bundle.manifest import MANIFEST
 
-    for folder in (*SHIPPED.values(), *folders):
+    made = filter(_is_bundle, [made_here(IMAGENET)])
+    for folder in (*SHIPPED.values(), *made, *folders):
         inside = folder.iterdir() if folder.is_dir() else ()
         found = [folder] if (folder / MANIFEST).exists() else sorted(filter(_is_bundle, inside))
         if not found:

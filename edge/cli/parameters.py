@@ -18,7 +18,7 @@ def output(path: Path | None) -> Path | None:
     return path and claim_stdout(check_target(path))
 
 
-_BUNDLE = "Bundle folder, or detector or cifar10, which ship; default: "
+_BUNDLE = "Bundle folder, or detector or cifar10, which ship, or imagenet (see rws adopt); default: "
 BundleOption = Annotated[Path | None, optional("--bundle", help=f"{_BUNDLE}detector.")]
 Cifar10Option = Annotated[Path | None, optional("--bundle", help=f"{_BUNDLE}cifar10, the small classifier.")]
 KeyOption = Annotated[

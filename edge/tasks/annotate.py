@@ -23,6 +23,7 @@ Colour = tuple[int, int, int]
 
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
 BARS, MIX_LINES = 5, 2
+LEAST_SHOWN = 0.005  # a probability that is not rounded to 0 %
 DARK = 0.4  # brightness of what the model does not see
 LONGEST = 120  # letters of a line; more have no room
 
@@ -124,7 +125,8 @@ class _Panel:
         self.text("ORACLE", 16, 82, _SMALL)
         self.text(f"severity {result.belief.type_severity:.1f}", 284, 82, _SMALL, right=True)
         probability = result.belief.probability
-        for row, index in enumerate(probability.argsort()[::-1][:BARS]):
+        shown = [index for index in probability.argsort()[::-1][:BARS] if probability[index] >= LEAST_SHOWN]
+        for row, index in enumerate(shown):
             self.row(92 + 24 * row, result.belief.names[index], float(probability[index]), first=row == 0)
 
         self.text("PATCH", 16, 238, _SMALL)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import IMAGENET, made_here
 from rws.edge.preprocess import Fit
 from rws.errors import UsageError
 from rws.terminal import say
@@ -20,14 +21,17 @@ from rws.training.data.clean_images import CleanImages, load_clean_images, load_
 from rws.training.data.names import read_names
 from rws.training.data.photographs import Photographs
 from rws.training.jobs.progress import Progress
-from rws.training.models.foreign import load_model
+from rws.training.models.foreign import efficientnet_lite, imagenet_classes, load_model
+
+LITE = Preprocessing(scale=255, mean=(127,), std=(128,))  # of EfficientNet-Lite
 
 
 @dataclass(frozen=True)
 class AdoptOptions:
     """The arguments and options of `rws adopt`; None leaves the choice to the recipe, or to what the model says.
 
-    `size` is height and width of the input, pixels; `fit` is as in `InputSpec`, None: the task's own.
+    `size` is height and width of the input, pixels; `fit` is as in `InputSpec`, None: the task's own. `out` is None for
+    `bundle`, or of the model `imagenet` for the user's folder, where `--bundle imagenet` finds it.
     """
 
     model: str
@@ -35,7 +39,7 @@ class AdoptOptions:
     preprocessing: Preprocessing | None
     wanted: Wanted
     fit: Fit | None
-    out: Path
+    out: Path | None
     work: Path
     own_oracle: list[str]
     onto: Path | None
@@ -70,10 +74,15 @@ def side_lengths(text: str) -> tuple[int, int]:
 def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
     recipe = _recipe(options)
-    names = None if options.names is None else read_names(options.names)
+    if options.model == IMAGENET:
+        content, known = efficientnet_lite(0, 224), imagenet_classes()
+        options = replace(options, preprocessing=options.preprocessing or LITE)
+    else:
+        content, known = load_model(options.model, options.size), None
+    names = known if options.names is None else read_names(options.names)
     given = options.preprocessing or Preprocessing()
     model = adopt_model(
-        load_model(options.model, options.size),
+        content,
         ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
@@ -90,6 +99,7 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
         raise unclear
     if options.dry_run:
         return
+    out = options.out or (made_here(IMAGENET) if options.model == IMAGENET else Path("bundle"))
     name = Path(options.model).stem.replace(":", "-")
     onto = None if options.onto is None else Bundle.load(options.onto)
     build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, onto=onto, progress=progress)
@@ -101,13 +111,14 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
-    build.bundle(options.out)
+    build.bundle(out)
     if scores := build.gain()[1]:
         measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
         no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
         won = f"{no_patch} % with no patch, {perfect} % with the perfect oracle"
         say(f"held-out images at severity 5, {measured}: {won}")
-    say(f"wrote {options.out}; try: rws run SOURCE --bundle {options.out}")
+    shown = IMAGENET if out == made_here(IMAGENET) else out
+    say(f"wrote {out}; try: rws run SOURCE --bundle {shown}")
 
 
 def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanImages, list[str] | None]:

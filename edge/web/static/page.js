@@ -19,7 +19,7 @@ const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
 const recent = []; // the newest results, for means of their times
 let events = null;
 let report = null;
-let compared = null; // the newest result that the clean model has classified, too; only some frames are
+let compared = null; // the newest result that the clean model has answered, too; only some frames are
 let stages = []; // of a frame, without the wait for it
 let heardAt = performance.now();
 let connected = false;
@@ -225,7 +225,7 @@ function showSource({ source, fps, counts, failure, sinks, events: noted, since_
     "running for": duration(uptime),
     "mix changes": plain.format(counts.mix_changes),
     received: plain.format(source.received),
-    classified: plain.format(counts.results),
+    "with a result": plain.format(counts.results),
     dropped: plain.format(source.dropped),
     rejected: plain.format(rejected.reduce((sum, [, count]) => sum + count, 0)),
     reconnects: plain.format(source.reconnects),

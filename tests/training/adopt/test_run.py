@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.contents import made_here
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError
@@ -78,6 +79,23 @@ def test_the_signatures_of_a_bundle_can_be_kept_and_only_its_oracle_made(command
     assert refused.returncode == 3
     assert "the model has" in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_the_bundle_imagenet_is_made_where_all_commands_find_it(command_built, image_files, tmp_path, monkeypatch):
+    out, _, _, root = command_built
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr("rws.training.adopt.run.efficientnet_lite", lambda number, size: tiny().SerializeToString())
+    monkeypatch.setattr("rws.training.adopt.run.imagenet_classes", lambda: CLASSES)
+    missing = CliRunner().invoke(app, ["oracle", str(PHOTOS), "--bundle", "imagenet"])
+    assert "rws adopt imagenet PHOTOS" in missing.stderr
+    recipe = root / "adopt.toml"
+    command = ["adopt", "imagenet", image_files, "--recipe", recipe, "--work", tmp_path / "work", "--onto", out]
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert "--bundle imagenet" in done.output, done.exception
+    assert Bundle.load("imagenet").manifest.classes == tuple(CLASSES)
+    assert Bundle.load("imagenet").path == made_here("imagenet")
+    assert "mine" not in CliRunner().invoke(app, ["bundle", "list"]).output
+    assert "imagenet" in CliRunner().invoke(app, ["bundle", "list"]).output
 
 
 @pytest.mark.parametrize(
