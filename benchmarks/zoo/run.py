@@ -7,7 +7,7 @@ Accuracy and agreement of a detector are mAP50, of a network that reads text the
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -33,6 +33,7 @@ from rws.edge.live.onnx_model import OnnxModel
 from rws.edge.onnx.graph import read_model
 from rws.errors import InputError, UsageError, check_known
 from rws.oracle.belief import CLEAN, per_type
+from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
 from rws.training.adopt.build import AdoptionBuild
@@ -42,11 +43,12 @@ from rws.training.adopt.outputs import Wanted
 from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.trainable import signature_bytes
 from rws.training.corruptions import CORRUPTIONS
+from rws.training.corruptions.frames import corrupt_frame
 from rws.training.data.boxes import load_boxes
-from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
+from rws.training.data.clean_images import CleanImages, fit_frames, load_clean_images, load_labelled
 from rws.training.data.images import Images
 from rws.training.data.names import read_names
-from rws.training.data.photographs import Photographs
+from rws.training.data.photographs import Image, Photographs
 from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
@@ -59,8 +61,9 @@ from rws.training.evaluation.evaluator import (
     silent,
 )
 from rws.training.evaluation.frames import TWO_SEVERITIES, corrupted
-from rws.training.evaluation.sets import corrupted_sets
+from rws.training.evaluation.sets import EvaluationSet, corrupted_sets
 from rws.training.jobs.progress import JobLines, read_log
+from rws.training.jobs.seeds import derive_seed
 from rws.training.models.foreign import efficientnet_lite, load_model
 from rws.training.tasks.registry import make_objective
 
@@ -136,19 +139,24 @@ def measure(
     severities: Sequence[int] = TWO_SEVERITIES,
     options: EvaluationOptions = DEFAULTS,
     scorer: Scorer | None = None,
+    whole: Sequence[Image] = (),
 ) -> Record:
     """Measure accuracy and agreement by arm, corruption and severity, percent; the build has not seen `test`.
 
     `summary` is of the 19; `summary_cameras` of all that the oracle knows, if those are more. `scorer`: None: that of a
-    classifier.
+    classifier. `whole`: the test images at their own size, uint8 (H, W, 3), RGB: they are corrupted, then fitted, as
+    frames of a camera are; the oracle sees them whole.
     """
     scorer = scorer or ClassScorer(bundle)
     model, oracle = bundle.model(ModelOptions(threads=options.threads)), bundle.oracle(threads=options.threads)
     policy, truth = bundle.policy(independent=True), ReferencePolicy(bundle.table, "perfect")
     rows: list[Record] = []
-    for made in corrupted_sets(test, severities, None, options.seed, oracle.corruptions):
+    sets = _whole_sets(bundle, oracle, (whole, test), severities, options.seed)
+    if not whole:
+        fitted = corrupted_sets(test, severities, None, options.seed, oracle.corruptions)
+        sets = ((made, observe(oracle, made.images.pixels)) for made in fitted)
+    for made, joint in sets:
         frames = made.frames
-        joint = observe(oracle, frames.pixels)
         named = per_type(joint, len(oracle.corruptions)).argmax(1)
         asked = policy.mixes(joint)
         no_patch: list[Mix] = [{}] * len(frames)
@@ -183,6 +191,20 @@ def measure(
     if len(of_paper) < len(rows):
         found["summary_cameras"] = summarise(clean["accuracy"], rows)
     return found
+
+
+def _whole_sets(
+    bundle: Bundle, oracle: Oracle, images: tuple[Sequence[Image], Images], severities: Sequence[int], seed: int
+) -> Iterator[tuple[EvaluationSet, NDArray[np.float32]]]:
+    """Yield what `corrupted_sets` does, of images that are corrupted at their own size, and the oracle's beliefs."""
+    (whole, test), view = images, bundle.manifest.view
+    for name, severity in [(CLEAN, 0), *product(oracle.corruptions, severities)]:
+        frames = list(whole)
+        if severity:
+            seeds = (derive_seed(seed, "whole images", name, severity, place) for place in range(len(whole)))
+            frames = [corrupt_frame(image, name, severity, drawn, 0) for image, drawn in zip(whole, seeds, strict=True)]
+        joint = np.concatenate([oracle.observe_batch(view.take(frame)[None]) for frame in frames])
+        yield EvaluationSet(name, severity, replace(test, pixels=fit_frames(frames, bundle.manifest.input))), joint
 
 
 def summarise(clean: float, rows: Sequence[Record]) -> Record:
@@ -252,6 +274,7 @@ class _Prepared:
     classes: list[str] | None = None
     int8: bytes = b""
     own_oracle: Sequence[str] = ()
+    whole: Sequence[Image] = ()
 
     def adoption(self, work: Path, recipe: AdoptRecipe, **named: Any) -> AdoptionBuild:
         photographs = Photographs.load(self.own_oracle) if self.own_oracle else None
@@ -281,12 +304,13 @@ def _prepare(name: str, images: Sequence[str], options: ZooOptions) -> _Prepared
     side = size if boxes else (max(size), max(size))
 
     def photographs(source: str) -> Tensor:
-        return load_clean_images(source, side, fit=fit, limit=options.limit).pixels
+        return load_clean_images(source, side, fit=fit, limit=options.limit, whole=boxes).pixels
 
     build = torch.cat([photographs(each) for each in images])
     if boxes:
-        pixels, truth = load_boxes(test, model.input, model.classes or ())
-        return _Prepared(model, build, _unlabelled(pixels), partial(BoxScorer, truth=truth), recipe)
+        frames, truth = load_boxes(test, model.input, model.classes or ())
+        fitted = _unlabelled(fit_frames(frames, model.input))
+        return _Prepared(model, build, fitted, partial(BoxScorer, truth=truth), recipe, whole=frames)
     of_build, of_test = ([names[k] for k in range(first, len(names), 2)] for first in (0, 1))
     written = [of_build[number % len(of_build)] for number in range(max(len(build), len(of_build)))]
     build = make_lines(build, written, size, options.seed)
@@ -332,7 +356,7 @@ def run_entry(model: str, images: Sequence[str], work: Path, out: Path | None, o
     scorer = prepared.scorer(bundle)
     severities = TWO_SEVERITIES if isinstance(scorer, ClassScorer) else (TWO_SEVERITIES[0],)
     evaluation = EvaluationOptions(seed=options.seed, threads=options.threads, progress=options.progress)
-    found = measure(bundle, test, severities, evaluation, scorer)
+    found = measure(bundle, test, severities, evaluation, scorer, prepared.whole)
     if prepared.int8:
         found["int8"] = compare_int8(prepared.int8, ZOO[model].options.preprocessing, bundle, test)
     return {

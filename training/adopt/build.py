@@ -32,7 +32,7 @@ from rws.training.adopt.recipe import AdoptRecipe
 from rws.training.adopt.trainable import AnyBatch, layers_within, signature_bytes, stem, trainable
 from rws.training.adopt.tuning import Tuned, recalibrated
 from rws.training.corruptions import CORRUPTIONS, KNOWN, corrupt, seeds_for
-from rws.training.data.clean_images import CleanImages
+from rws.training.data.clean_images import CleanImages, shrunk
 from rws.training.evaluation.evaluator import as_input, outputs_of
 from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
@@ -86,7 +86,7 @@ TUNED_BY = (
     "recalibrate",
 )
 
-ADOPT_VERSION = 5  # raise it when the same model, images and recipe give other files
+ADOPT_VERSION = 6  # raise it when the same model, images and recipe give other files
 
 
 class HeldOutScores(TypedDict):
@@ -104,7 +104,8 @@ class AdoptionBuild:
     """The jobs of one build. A signature brings the output on corrupted images back to the model's own on clean ones.
 
     Args:
-        images: clean images of the model's size. What counts is agreement with their labels, else the clean model.
+        images: clean images of the model's size or larger, see `CleanImages`. What counts is agreement with their
+            labels, else the clean model.
         classes: names in the order of the outputs; None: the model's, else `class 0`, ….
         onto: a bundle of the same model whose signatures and gain table are kept: only its oracle is made.
         progress: called with {job, seconds, …}.
@@ -127,7 +128,8 @@ class AdoptionBuild:
         if len(pixels) < FEWEST:
             found = f"found {len(pixels)} images, expected {FEWEST} or more, better a hundred"
             raise InputError(f"{found}; if it is a video, take more of its frames with a smaller --every")
-        if tuple(pixels.shape[1:]) != (3, spec.height, spec.width):
+        tall, wide = pixels.shape[2] / spec.height, pixels.shape[3] / spec.width
+        if pixels.shape[1] != 3 or min(tall, wide) < 1 or abs(tall - wide) * spec.width > 1:
             raise InputError(f"images are {tuple(pixels.shape[1:])}, the model takes {spec.height}x{spec.width} px")
         self.classes = _checked(model.classes if classes is None else classes, model)
         self.size = (spec.height, spec.width)
@@ -138,7 +140,9 @@ class AdoptionBuild:
             order = torch.arange(len(pixels)).flip(0)
         kept = min(recipe.held_out_most, LARGEST // self._output_bytes)
         count = max(1, min(kept, round(recipe.held_out * len(pixels))))
-        self.train, self.held_out, self.photographs = pixels[order[count:]], pixels[order[:count]], images.photographs
+        self._frames, self._held_out_frames = pixels[order[count:]], pixels[order[:count]]
+        self.train, self.held_out = shrunk(self._frames, self.size), shrunk(self._held_out_frames, self.size)
+        self.photographs = images.photographs
         self._labels = None if images.labels is None else images.labels[order[:count]]
         self._proto = onnx.load_model_from_string(model.onnx)
         self.layers = recipe.layers or layers_within(self._proto)
@@ -209,8 +213,8 @@ class AdoptionBuild:
     @cached_property
     def _identity(self) -> list[Any]:
         digest = hashlib.sha256(self.model.onnx)
-        digest.update(self.train.numpy().tobytes())
-        digest.update(self.held_out.numpy().tobytes())
+        digest.update(self._frames.numpy().tobytes())
+        digest.update(self._held_out_frames.numpy().tobytes())
         return [digest.hexdigest(), self.recipe.seed]
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
@@ -274,8 +278,8 @@ class AdoptionBuild:
         for draw, part in enumerate(torch.split(crops, count)):
             seeds = seeds_for(derive_seed(self.recipe.seed, "training", draw=draw), len(part))
             severity = (low + (high - low) * ((seeds >> 16) % 65536).float() / 65535).clamp(max=5)
-            pixels = corrupt(self.train[part[:, 0]], corruption, severity, seeds)
-            parts.append(self._cropped(pixels, part))
+            frames = corrupt(self._frames[part[:, 0]], corruption, severity, seeds)
+            parts.append(self._cropped(shrunk(frames, self.size), part))
         return torch.cat(parts)
 
     def check(self) -> None:
@@ -397,25 +401,26 @@ class AdoptionBuild:
 
         def score(model: PatchableModel, pixels: Tensor) -> float:
             aim = [output[: len(pixels)] for output in self.reference]
-            return 100 * float(self.objective.scores(outputs_of(model, pixels, self.model.input), aim).mean())
+            outputs = outputs_of(model, shrunk(pixels, self.size), self.model.input)
+            return 100 * float(self.objective.scores(outputs, aim).mean())
 
-        how = (model, signatures.names, self.held_out, recipe, score)
+        how = (model, signatures.names, self._held_out_frames, recipe, score)
         table = measure_gain(*how, corruptions=KNOWN, seed=self.recipe.seed, report=report)
         scores = self._held_out_scores(model, table) if job == "gain" else None
         report({"done": True})
         return {**table.to_arrays(), "scores": np.array(json.dumps(scores))}
 
     def _held_out_scores(self, model: OnnxModel, table: GainTable) -> HeldOutScores:
-        policy, pixels = ReferencePolicy(table, "perfect"), self.held_out
+        policy, frames = ReferencePolicy(table, "perfect"), self._held_out_frames
 
         def agreement(images: Tensor) -> float:
             return self.objective.agreement(outputs_of(model, images, self.model.input), self.reference)
 
         model.reset()
-        clean, scores = agreement(pixels), []
+        clean, scores = agreement(self.held_out), []
         for name in CORRUPTIONS:
-            seeds = seeds_for(derive_seed(self.recipe.seed, "validation", name, 5), len(pixels))
-            corrupted = corrupt(pixels, name, 5, seeds)
+            seeds = seeds_for(derive_seed(self.recipe.seed, "validation", name, 5), len(frames))
+            corrupted = shrunk(corrupt(frames, name, 5, seeds), self.size)
             model.reset()
             unpatched = agreement(corrupted)
             model.apply(policy.mix(name, 5))

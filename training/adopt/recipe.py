@@ -16,7 +16,7 @@ from rws.training.models.loop import BatchSize, Count, Rate, Warmup
 from rws.training.oracle.camera import CameraRecipe
 
 Target = Literal["auto", "output", "shallow"]
-_CALIBRATION = CalibrationRecipe(100, 25, (1, 3, 5), (0.5, 0.75, 1.0), neighbour_alphas=(1.0,))
+_CALIBRATION = CalibrationRecipe(100, 25, (1, 3, 5), (0.25, 0.5, 0.75, 1.0), neighbour_alphas=(1.0,))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,7 +17,7 @@ from rws.training.adopt.recipe import AdoptRecipe, load_adopt_recipe
 from rws.training.adopt.understand import find_preprocessing, understood
 from rws.training.build.recipe import check_recipe
 from rws.training.corruptions import KNOWN
-from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled
+from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled, shrunk
 from rws.training.data.names import read_names
 from rws.training.data.photographs import Photographs
 from rws.training.jobs.progress import Progress
@@ -86,10 +86,10 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
         ImportOptions(options.size, given, options.wanted, names, options.fit, recipe.layers),
     )
     images, classes = _clean_images(options, model)
-    how, unclear = f"{given} (given)", None
+    how, unclear, size = f"{given} (given)", None, (model.input.height, model.input.width)
     if options.preprocessing is None:
         try:
-            found, how = find_preprocessing(model, images.pixels.permute(0, 2, 3, 1).numpy())
+            found, how = find_preprocessing(model, shrunk(images.pixels, size).permute(0, 2, 3, 1).numpy())
             model = with_preprocessing(model, found)
         except UsageError as error:
             how, unclear = "not clear", error
@@ -130,7 +130,7 @@ def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanIma
         found = load_labelled(options.images, size, classes or model.class_count or 0, limit=options.limit)
         images, classes = CleanImages(found.pixels, labels=found.labels), list(found.classes)
     else:
-        images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, **how)
+        images = load_clean_images(options.images, size, limit=options.limit, keep=options.work, whole=True, **how)
     if options.own_oracle:
         photographs = Photographs.load(options.own_oracle, every=options.every, limit=10 * options.limit)
         images = replace(images, photographs=photographs)

@@ -1,41 +1,39 @@
 """Images whose objects are known: label files as YOLO trainers have them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rws.edge.common.files import os_errors, read_regular
 from rws.edge.preprocess import InputSpec, preprocess
 from rws.edge.sources.folders import find_images
 from rws.edge.tasks.detect import Detections
 from rws.errors import FormatError, InputError
+from rws.training.data.photographs import Image
 
 _LARGEST = 2**28  # bytes of an image
 
 
-def load_boxes(folder: Path, spec: InputSpec, classes: Sequence[str]) -> tuple[Tensor, list[Detections]]:
-    """Load images, uint8 (N, 3, H, W), RGB, fitted as `spec` says, and their boxes in pixels of the fitted images.
+def load_boxes(folder: Path, spec: InputSpec, classes: Sequence[str]) -> tuple[list[Image], list[Detections]]:
+    """Load images, uint8 (H, W, 3), RGB, and their boxes in pixels of images that are fitted as `spec` says.
 
     Of `…/images/x.jpg` they are in `…/labels/x.txt`: a line `class x y width height` per box, centre and sides in parts
     of the image; no file: no box. Raises InputError if no image is there, FormatError if a file says something else.
     """
-    spec = replace(spec, colour="RGB", layout="NCHW", dtype="uint8", high=255)
     files = find_images([folder])[0]
     if not files:
         raise InputError(f"{folder}: holds no image")
-    pixels, found = [], []
+    images, found = list[Image](), list[Detections]()
     for file in files:
         with os_errors(file, "read", "remove it"):
             image = cv2.imdecode(np.frombuffer(read_regular(file, _LARGEST), np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             raise InputError(f"cannot decode {file}; repair or remove it")
-        x, placement = preprocess(np.ascontiguousarray(image[:, :, ::-1]), spec)
+        images.append(np.ascontiguousarray(image[:, :, ::-1], np.uint8))
+        placement = preprocess(images[-1], spec)[1]
         rows = _rows(
             Path(*("labels" if part == "images" else part for part in file.with_suffix(".txt").parts)), classes
         )
@@ -45,8 +43,7 @@ def load_boxes(folder: Path, spec: InputSpec, classes: Sequence[str]) -> tuple[T
         boxes = corners.clip(0, (spec.width, spec.height) * 2).astype(np.float32)
         ids = rows[:, 0].astype(np.int64)
         found.append(Detections(boxes, np.ones(len(rows), np.float32), ids, tuple(classes)))
-        pixels.append(torch.from_numpy(x))
-    return torch.stack(pixels), found
+    return images, found
 
 
 def _rows(file: Path, classes: Sequence[str]) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ import pytest
 from rws.edge.preprocess import InputSpec
 from rws.errors import FormatError, InputError
 from rws.training.data.boxes import load_boxes
+from rws.training.data.clean_images import fit_frames
 
 CLASSES = ("cat", "dog")
 
@@ -30,7 +31,9 @@ def folder(tmp_path):
     ],
 )
 def test_boxes_are_in_pixels_of_the_fitted_image_and_end_at_its_edges(folder, fit, boxes):
-    pixels, found = load_boxes(folder / "images", InputSpec(64, 64, "BGR", fit=fit), CLASSES)
+    spec = InputSpec(64, 64, "BGR", fit=fit)
+    images, found = load_boxes(folder / "images", spec, CLASSES)
+    pixels = fit_frames(images, spec)
     assert pixels.shape == (2, 3, 64, 64)
     assert pixels[0, :, 32, 32].tolist() == [0, 0, 200]  # RGB, whatever the model takes
     np.testing.assert_allclose(found[0].boxes, boxes, atol=1e-4)

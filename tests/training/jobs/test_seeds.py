@@ -28,6 +28,7 @@ PURPOSES = {
     "throughput",
     "training",
     "validation",
+    "whole images",
 }
 
 
