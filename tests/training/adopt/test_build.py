@@ -17,7 +17,7 @@ from rws.training.adopt.graph import run_onnx
 from rws.training.adopt.model import ImportedModel, ImportOptions, adopt_model
 from rws.training.adopt.outputs import Wanted
 from rws.training.corruptions import KNOWN
-from rws.training.data.clean_images import CleanImages
+from rws.training.data.clean_images import CleanImages, shrunk
 from rws.training.data.photographs import Photographs
 from rws.training.models.loop import train
 from support.classifiers import SIZE, images, tiny, with_operator_behind
@@ -267,6 +267,20 @@ def test_a_model_of_a_fixed_batch_is_trained_in_its_parts_to_the_signature_of_a_
     ]
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], atol=1e-4, rtol=1e-3)
+
+
+def test_frames_are_corrupted_at_their_own_size_and_then_shrunk(recipe, wide_images, tmp_path):
+    frames = torch.nn.functional.interpolate(wide_images.pixels.float(), scale_factor=2, mode="bicubic")
+    large = CleanImages(frames.round().clamp(0, 255).byte())
+    build = AdoptionBuild(adopted_detector(), large, recipe, tmp_path / "large")
+    assert build.train.shape[1:] == build.held_out.shape[1:] == (3, 64, 96)
+    small = AdoptionBuild(adopted_detector(), CleanImages(shrunk(large.pixels, (64, 96))), recipe, tmp_path / "small")
+    assert torch.equal(build.train, small.train)
+    # Noise is weaker in frames that are shrunk.
+    deltas = [each.signature("gaussian_noise")["w0"].abs().mean() for each in (build, small)]
+    assert 0 < deltas[0] != deltas[1]
+    with pytest.raises(InputError, match="the model takes 64x96"):
+        AdoptionBuild(adopted_detector(), CleanImages(large.pixels[..., :100]), recipe, tmp_path)
 
 
 def test_a_loss_without_a_gradient_is_refused_before_anything_is_trained(recipe, wide_images, tmp_path):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from rws.edge.preprocess import InputSpec, preprocess
 from rws.errors import FormatError, InputError
-from rws.training.data.clean_images import load_clean_images, load_labelled
+from rws.training.data.clean_images import load_clean_images, load_labelled, shrunk
 from support.command_line import CLASSES
 
 
@@ -24,6 +25,31 @@ def test_images_are_read_from_folders_and_videos(image_files, tmp_path, clear):
         load_clean_images(str(image_files), 32, every=0)
     with pytest.raises(InputError, match="--limit"):
         load_clean_images("pattern", 32)
+
+
+@pytest.mark.parametrize(
+    ("frame", "size", "found"),
+    [
+        ((120, 160), (48, 64), (96, 128)),  # at most twice the model's
+        ((120, 160), (80, 80), (120, 120)),
+        ((120, 160), (200, 200), (200, 200)),  # never smaller
+        ((960, 1280), (400, 400), (480, 480)),  # of which every second pixel has the lengths of a small frame
+    ],
+)
+def test_whole_frames_are_as_large_as_they_are_up_to_twice_the_models_size(frame, size, found, tmp_path):
+    for name, shape in (("a", frame), ("b", (30, 30))):  # the first one counts
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    assert load_clean_images(str(tmp_path), size, whole=True).pixels.shape == (2, 3, *found)
+    assert load_clean_images(str(tmp_path), size).pixels.shape == (2, 3, *size)
+
+
+def test_images_are_shrunk_as_the_device_shrinks_frames():
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    pixels = torch.from_numpy(frame.transpose(2, 0, 1).copy())[None]
+    expected = preprocess(frame, InputSpec(60, 80, "RGB", dtype="uint8", high=255, fit="stretch"))[0]
+    assert torch.equal(shrunk(pixels, (60, 80))[0], torch.from_numpy(expected))
+    assert shrunk(pixels, (90, 120)) is pixels
 
 
 def test_frames_of_a_live_source_are_kept_for_a_build_that_is_resumed(tmp_path):
