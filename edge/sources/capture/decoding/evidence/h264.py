@@ -66,8 +66,9 @@ class HeaderReader:
         except ValueError:
             return None
         self._last = before if disposable else number
-        whole = slice_[0] & 31 == 5 or before is None  # the number begins anew
-        return not whole and (number - before) % 2**self._bits > 1
+        if before is None or slice_[0] & 31 == 5:  # the number begins anew
+            return False
+        return (number - before) % 2**self._bits > 1
 
     def _units(self, data: bytes) -> Iterator[bytes]:
         """Give the beginning of each part of a packet."""
