@@ -1,6 +1,7 @@
 """Clean images, most often without labels: a folder, a glob, a list, a video, a camera's stream."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rws.edge.preprocess import InputSpec, TileView, preprocess
+from rws.edge.preprocess import Fit, InputSpec, TileView, preprocess
 from rws.edge.sources.images import ImageSource
 from rws.edge.sources.open import open_source
 from rws.errors import InputError
@@ -62,7 +63,7 @@ def load_clean_images(
     if every < 1:
         raise InputError(f"--every {every}; expected 1 or more")
     height, width = (size, size) if isinstance(size, int) else size
-    fit = "stretch" if fit == "stretch" else "crop"
+    how: Fit = "stretch" if fit == "stretch" else "crop"
     kept = None if keep is None else keep / f"images-{hashlib.sha256(source.encode()).hexdigest()[:16]}.npy"
     if kept is not None and kept.exists():
         stored = load_array(kept)
@@ -82,7 +83,7 @@ def load_clean_images(
         if first is None:
             raise InputError(f"{source}: holds no image")
         scale = _scale(first.image.shape, (height, width), limit or 1000) if whole else 1.0
-        spec = InputSpec(round(height * scale), round(width * scale), "RGB", fit=fit)
+        spec = InputSpec(round(height * scale), round(width * scale), "RGB", fit=how)
         pixels = fit_frames((frame.image for frame in chain([first], frames)), spec)
         live, sequential = opened.live, opened.sequential
     if live and kept is not None:
@@ -94,7 +95,7 @@ def _scale(frame: Sequence[int], size: tuple[int, int], count: int) -> float:
     step = max(
         1, min(frame[:2]) // TileView().nominal
     )  # in frames that are larger, all lengths are, see `corrupt_frame`
-    room = (LARGEST / (3 * size[0] * size[1] * count)) ** 0.5
+    room = math.sqrt(LARGEST / (3 * size[0] * size[1] * count))
     return max(1.0, min(frame[0] / step / size[0], frame[1] / step / size[1], LARGER, room))
 
 
