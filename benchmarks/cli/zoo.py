@@ -70,7 +70,7 @@ def zoo(
         rws bench zoo --images imagenet-sample/ --names imagenet1k_classes.json --json zoo_lite0.json
         rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
         rws bench zoo --model fastestdet --file FastestDet.onnx --images clear/ --test coco/images/val2017 \\
-            --names coco.names --json zoo_fastestdet.json
+            --names coco.names --json zoo_detector.json
         rws bench zoo --model ppocr_rec --file ch_PP-OCRv4_rec_infer.onnx --images clear/ --test others/ \\
             --names phrases.txt --json zoo_ppocr_rec.json
     """

@@ -203,6 +203,13 @@ TABLES = {
         Column("clear ones named so, %", "false_alarms", ".1f"),
         label("most often", "mostly"),
     ),
+    "cameras agreement": table(
+        "cameras.agreement",
+        label("photographs", lambda row: row["set"].replace("_", " ")),
+        columns({"images": "images", "boxes": "boxes"}),
+        columns({"no patch": "std", "trained oracle": "trained", "patched for it": "named"}, ".1f"),
+        Column("patched by the trained oracle, %", "patched", ".0f"),
+    ),
     "cameras time": table(
         "cameras.times",
         label("frame", lambda row: f"{row['width']} x {row['height']}"),

@@ -11,8 +11,7 @@ from rws.training.evaluation.frames import TWO_SEVERITIES
 
 ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
 OTHERS = {
-    "zoo_fastestdet": ("FastestDet", "mAP50"),
-    "zoo_detector": ("the bundle `detector`", "mAP50"),
+    "zoo_detector": ("FastestDet, the bundle `detector`", "mAP50"),
     "zoo_ppocr_rec": ("PP-OCRv4", "lines read right, %"),
 }
 QUICK = ("zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite0_int8_quick")
