@@ -74,11 +74,15 @@ def cameras():
         "as": {"rain": 24, "clean": 4},
     }
     ms = {"view_ms": 0.5, "oracle_ms": 2.5, "model_ms": 5.0, "of_model": 0.5, "of_frame": 0.25}
+    agreement = {"std": 11.0, "trained": 12.0, "named": 15.0}
     return {
         "clear": [{"source": "kodak", **clear}],
         "types": [{"size": 224, **types}],
         "dark": real,
         "rain": real,
+        "agreement": [
+            {"set": "low_light", "images": 27, "boxes": 18, "patched": 80.0, "std": 11, "trained": 12, "named": 15}
+        ],
         "times": [{"width": 640, "height": 480, **ms}],
     }
 
@@ -203,6 +207,7 @@ def test_the_oracles_time_is_next_to_each_models():
 def test_an_oracle_of_camera_frames_is_shown_with_its_intervals():
     assert cells(TABLES["cameras clear"]()) == [["kodak", "24", "99.0 (90.0–99.9)", "0.5 (0.0–2.0)"]]
     assert cells(TABLES["cameras real"]())[1][1:] == ["48", "50.0 (40.0–60.0)", "1.0", "rain"]
+    assert cells(TABLES["cameras agreement"]()) == [["low light", "27", "18", "11.0", "12.0", "15.0", "80"]]
     assert cells(TABLES["cameras time"]()) == [["640 x 480", "0.50", "2.50", "5.00", "50.0%", "25.0%"]]
 
 

@@ -66,7 +66,7 @@ class HeaderReader:
         except ValueError:
             return None
         self._last = before if disposable else number
-        if before is None or slice_[0] & 31 == 5:  # the number begins anew
+        if before is None or slice_[0] & 31 == 5:  # it begins at 0 again
             return False
         return (number - before) % 2**self._bits > 1
 

@@ -52,7 +52,7 @@ def test_only_the_loss_of_a_frame_that_others_refer_to_is_a_gap():
         assert not known[lost] or known.index(True) == lost
 
 
-def test_the_number_begins_anew_with_a_key_frame():
+def test_the_number_begins_at_0_with_a_key_frame():
     header, packets = encoded("mpegts", 0)
     assert not any(gaps(header, packets[:3] + packets[20:]))
 
