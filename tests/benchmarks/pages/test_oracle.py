@@ -80,9 +80,7 @@ def cameras():
         "types": [{"size": 224, **types}],
         "dark": real,
         "rain": real,
-        "agreement": [
-            {"set": "low_light", "images": 27, "boxes": 18, "patched": 80.0, "std": 11, "trained": 12, "named": 15}
-        ],
+        "agreement": [{"set": "low_light", "images": 27, "boxes": 18, "patched": 80.0, **agreement}],
         "times": [{"width": 640, "height": 480, **ms}],
     }
 
