@@ -18,7 +18,7 @@ from rws.errors import InputError
 from rws.training.data.images import Images, load_array, load_images, save_array
 from rws.training.data.photographs import Image, Photographs
 
-LARGER = 2.0  # how many times as long as the model's input the sides of the images are at most
+LARGER = 1.5  # how many times as long as the model's input the sides of the images are at most
 LARGEST = 1.5e9  # bytes of all images
 
 
