@@ -68,7 +68,7 @@ class HeaderReader:
         self._last = before if disposable else number
         if before is None or slice_[0] & 31 == 5:  # it begins at 0 again
             return False
-        return (number - before) % 2**self._bits > 1
+        return (number - before) % (1 << self._bits) > 1
 
     def _units(self, data: bytes) -> Iterator[bytes]:
         """Give the beginning of each part of a packet."""
