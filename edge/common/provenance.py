@@ -30,7 +30,7 @@ KNOWN_SAFE = re.compile(
     r"dry-run|duration|epochs|every|every-frame|fail-if|file|fit|fps|frames|head|help|hostile|images|independent|init|int8|job|json|jsonl|keep|label|"
     r"labels|lasting|latest|layers|leave-clean|limit|loop|max-pixels|mean|method|min-severity|model|name|names|no-resume|noise|only|only-bad|onto|oracle-every|"
     r"other-classes|out|output|own-oracle|"
-    r"pairs|per|plot|poll|pretrained|projection|protocol|provider|python|quick|quiet|rain|recipe|recipes|remeasure|repeats|results|"
+    r"pairs|per|plot|poll|pretrained|projection|protocol|provider|python|quick|quiet|rain|recipe|recipes|reference|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seconds|seed|severity|show|size|soak|source|stall|status|std|strategy|"
     r"stream|streams|target|task|test|threads|timings|titles|transfer|validation-limit|verbose|version|video|watch|work|workers"
     r")"
