@@ -15,6 +15,7 @@ from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credib
 from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
 from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
 from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
+from rws.edge.sources.capture.decoding.evidence.unread import UnreadData
 from rws.edge.sources.capture.decoding.opening import LONGEST_SILENCE, why
 from rws.edge.sources.capture.decoding.orientation import upright
 from rws.edge.sources.capture.decoding.packets import BURST_LAG, CATCH_UP_SECONDS, PacketReader
@@ -71,7 +72,10 @@ class StreamDecoder(Decoder):
         context = self._stream.codec_context
         # No packet is lost over HTTP: the counters of TS start again if another recording begins.
         marked = None if self._playlist else container.format.name
-        self._damage = DamageTracker(marked, context.name, bytes(context.extradata or b""))
+        header, looks = bytes(context.extradata or b""), self.finite and context.name == "h264"
+        # It costs as much as decoding; of what comes by network, checksums have told already.
+        unread = UnreadData(header, self._max_pixels) if looks else None
+        self._damage = DamageTracker(marked, context.name, header, unread)
         self._reader: PacketReader | None = None
         flags = container.format.flags
         pause = LONGEST_GAP if flags & _TIMES_JUMP else LONGEST_PAUSE

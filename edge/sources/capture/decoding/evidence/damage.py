@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rws.edge.sources.capture.decoding.evidence.h264 import HeaderReader, Headers
+from rws.edge.sources.capture.decoding.evidence.unread import UnreadData
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -39,12 +40,13 @@ class DamageTracker:
         container: FFmpeg's name of the container; None if its marks of damage mean nothing.
         codec: FFmpeg's name of the codec.
         header: the codec's data for all packets, b"" if there are none.
+        unread: finds damage that no decoder reports, of H.264; None: it is not looked for.
     """
 
-    def __init__(self, container: str | None, codec: str, header: bytes) -> None:
+    def __init__(self, container: str | None, codec: str, header: bytes, unread: UnreadData | None = None) -> None:
         # In MPEG-TS, FFmpeg's parser puts the mark of a damaged packet on the one before.
         self._container, self._marked, self._codec = container or "", False, codec
-        self._headers = HeaderReader(header) if codec == "h264" else None
+        self._headers, self._unread = HeaderReader(header) if codec == "h264" else None, unread
         self._count = 0
         self._numbers: dict[int | None, int] = {}  # pts → number of the packet, in the order of decoding
         self._unseen: dict[int, int] = {}  # number → pts of packets whose frame is still to come
@@ -70,6 +72,9 @@ class DamageTracker:
             self._disposable.append(number)
         if found.hole:
             self._blame(number)
+        whole = packet.is_keyframe and not found.refresh
+        for pts in self._unread.look(packet, whole) if self._unread else ():
+            self._blame(self._numbers.get(pts, number))
         marked = packet.is_corrupt and bool(self._container)
         if self._marked if self._container == "mpegts" else marked:
             # Of what was lost before a frame without a number, all frames may refer to it.

@@ -26,12 +26,28 @@ class Headers(NamedTuple):
     gap: bool | None = None
 
 
+def length_bytes(header: bytes) -> int:
+    """Return how many bytes of its length stand before each part of a packet, by the codec's data for all packets.
+
+    0: a start code does, as everywhere but in MP4 and Matroska.
+    """
+    return (header[4] & 3) + 1 if header[:1] == b"\1" and len(header) > 4 else 0
+
+
+def parts(data: bytes, prefix: int) -> Iterator[tuple[int, int]]:
+    """Give where each part of a packet begins and ends, behind its start code or the `prefix` bytes of its length."""
+    place = 0 if prefix else data.find(b"\0\0\1")
+    while 0 <= place < len(data) - 8:
+        start = place + (prefix or 3)
+        place = start + int.from_bytes(data[place:start], "big") if prefix else data.find(b"\0\0\1", start)
+        yield start, min(place, len(data)) if place >= 0 else len(data)
+
+
 class HeaderReader:
     """Looks into the packets of a stream, in their order; `header`: the codec's data for all, b"" if there are none."""
 
     def __init__(self, header: bytes) -> None:
-        # In MP4 and Matroska: bytes of the length before each part of a packet, which elsewhere follows a start code.
-        self._prefix = (header[4] & 3) + 1 if header[:1] == b"\1" and len(header) > 4 else 0
+        self._prefix = length_bytes(header)
         self._bits: int | None = None  # of a frame's number
         self._last: int | None = None  # number of the last frame that others refer to
         if not self._prefix:
@@ -40,7 +56,8 @@ class HeaderReader:
     def look(self, data: bytes) -> Headers:
         """Return what is known of a packet."""
         hole, refresh = self._has_hole(data), 0
-        for unit in self._units(data):
+        for start, _ in parts(data, self._prefix):
+            unit = data[start : start + _HEADER]
             kind = unit[0] & 31
             if 1 <= kind <= 5:
                 disposable = unit[0] >> 5 & 3 == 0
@@ -69,15 +86,6 @@ class HeaderReader:
         if before is None or slice_[0] & 31 == 5:  # it begins at 0 again
             return False
         return (number - before) % (1 << self._bits) > 1
-
-    def _units(self, data: bytes) -> Iterator[bytes]:
-        """Give the beginning of each part of a packet."""
-        place = 0 if self._prefix else data.find(b"\0\0\1")
-        while 0 <= place < len(data) - 8:
-            unit = place + (self._prefix or 3)
-            yield data[unit : unit + _HEADER]
-            length = int.from_bytes(data[place:unit], "big")
-            place = unit + length if self._prefix else data.find(b"\0\0\1", unit)
 
     def _has_hole(self, data: bytes) -> bool:
         if not self._prefix:

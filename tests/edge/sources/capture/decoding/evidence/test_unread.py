@@ -1,0 +1,104 @@
+"""Damage that no decoder reports is found, because it leaves data unread; sound frames need all of theirs."""
+
+import io
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rws.edge.sources.capture.decoding.evidence.unread import UnreadData
+from rws.edge.sources.open import open_source
+
+PIXELS = 1_000_000
+PHOTO = Path(__file__).parents[5] / "data" / "photos" / "chelsea.jpg"
+
+
+def encoded(container, count=40, **options):
+    photo = cv2.cvtColor(cv2.imread(str(PHOTO)), cv2.COLOR_BGR2RGB)
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream("libx264", rate=25, options={"g": "20", "preset": "veryfast", "crf": "23", **options})
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for number in range(count):
+            image = np.ascontiguousarray(photo[40 + number : 168 + number, 60 + 2 * number : 220 + 2 * number])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+def packets(data):
+    with av.open(io.BytesIO(data)) as container:
+        header = bytes(container.streams.video[0].codec_context.extradata or b"")
+        return header, [packet for packet in container.demux(video=0)]
+
+
+def found(header, packets_):
+    unread = UnreadData(header, PIXELS)
+    return [pts for packet in packets_ for pts in unread.look(packet, packet.is_keyframe)]
+
+
+@pytest.mark.parametrize("container", ["mpegts", "mp4"])
+@pytest.mark.parametrize(
+    "options",
+    [{"bf": "0"}, {"bf": "3"}, {"x264-params": "cabac=0"}, {"x264-params": "interlaced=1"}, {"tune": "zerolatency"}],
+    ids=["no B-frames", "B-frames", "CAVLC", "interlaced", "slices"],
+)
+def test_a_sound_stream_leaves_nothing_unread(container, options):
+    assert found(*packets(encoded(container, **options))) == []
+
+
+def decoded(data):
+    """Frames by pts, and whether FFmpeg reports damage of one."""
+    with av.open(io.BytesIO(data)) as container:
+        container.streams.video[0].codec_context.thread_type = "NONE"
+        frames = [frame for packet in container.demux(video=0) for frame in packet.decode()]
+    images = {frame.pts: frame.to_ndarray(format="rgb24") for frame in frames}
+    return images, any(frame.is_corrupt for frame in frames)
+
+
+def test_most_frames_that_go_wrong_without_a_report_are_found(tmp_path):
+    data = encoded("mpegts", bf="0")
+    whole, _ = decoded(data)
+    rng, tried, wrong, passed = np.random.default_rng(0), 0, 0, 0
+    while tried < 6:
+        hurt = bytearray(data)
+        place = int(rng.integers(len(data) // 10, len(data)))
+        hurt[place - place % 188 + 8 + place % 180] ^= int(rng.integers(1, 256))
+        try:
+            images, reported = decoded(bytes(hurt))
+        except av.error.FFmpegError:
+            continue
+        bad = {image.tobytes() for image in images.values() if all(cv2.PSNR(image, one) < 25 for one in whole.values())}
+        if reported or not bad:
+            continue
+        (tmp_path / "hurt.ts").write_bytes(hurt)
+        with open_source(tmp_path / "hurt.ts") as source:
+            passed += sum(frame.image.tobytes() in bad for frame in source)
+        tried, wrong = tried + 1, wrong + len(bad)
+    assert wrong >= 30
+    assert passed < wrong / 2
+
+
+def test_an_encoder_that_fills_its_frames_is_believed():
+    header, sent = packets(encoded("mpegts"))
+    filled = []
+    for packet in sent:
+        data = bytes(packet)
+        filled.append(av.Packet(data + b"\x55" * len(data)) if data else packet)
+        filled[-1].pts, filled[-1].dts, filled[-1].is_keyframe = packet.pts, packet.dts, packet.is_keyframe
+    assert len(found(header, filled)) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.binary(min_size=150, max_size=300), max_size=3))
+def test_no_bytes_are_an_error(parts):
+    header, sent = packets(encoded("mpegts", 3))
+    for number, part in enumerate(parts):
+        packet = av.Packet(b"\0\0\1\x41" + part)
+        packet.pts = packet.dts = 10**6 + number
+        sent.insert(1, packet)
+    found(header, sent)
