@@ -73,7 +73,7 @@ class StreamDecoder(Decoder):
         # No packet is lost over HTTP: the counters of TS start again if another recording begins.
         marked = None if self._playlist else container.format.name
         header, looks = bytes(context.extradata or b""), self.finite and context.name == "h264"
-        # It costs as much as decoding; of what comes by network, checksums have told already.
+        # It costs as much as decoding; what comes by network has checksums.
         unread = UnreadData(header, self._max_pixels) if looks else None
         self._damage = DamageTracker(marked, context.name, header, unread)
         self._reader: PacketReader | None = None

@@ -64,7 +64,7 @@ class UnreadData:
         return found
 
     def _ends_without(self, share: float, packet: Packet[Any], key: Packet[Any] | None) -> bool:
-        """Return whether a decoder of its own needs all data for this frame; how it reads depends on no other frame."""
+        """Return whether a new decoder can do without a share of this frame; how it reads depends on no other frame."""
         decoder = self._new_decoder()
         failures = dict(self._decoded(decoder, key, 0) if key else ())
         failures |= dict(self._decoded(decoder, packet, share))

@@ -21,7 +21,9 @@ def encoded(container, count=40, **options):
     photo = cv2.cvtColor(cv2.imread(str(PHOTO)), cv2.COLOR_BGR2RGB)
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream("libx264", rate=25, options={"g": "20", "preset": "veryfast", "crf": "23", **options})
+        stream = output.add_stream(
+            "libx264", rate=25, options={"g": "20", "preset": "veryfast", "crf": "23", **options}
+        )
         stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
         for number in range(count):
             image = np.ascontiguousarray(photo[40 + number : 168 + number, 60 + 2 * number : 220 + 2 * number])
@@ -33,7 +35,7 @@ def encoded(container, count=40, **options):
 def packets(data):
     with av.open(io.BytesIO(data)) as container:
         header = bytes(container.streams.video[0].codec_context.extradata or b"")
-        return header, [packet for packet in container.demux(video=0)]
+        return header, list(container.demux(video=0))
 
 
 def found(header, packets_):
