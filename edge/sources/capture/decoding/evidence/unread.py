@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Shares of a frame's data and of another 900 bytes that are left out. Without one of them, one sound frame of a hundred
 # ends in time too; the more is left out, the less damage leaves as much unread.
 _SHARES, _MORE = (0.015, 0.02, 0.025, 0.03), 900
-_SMALLEST = 150  # bytes of a frame that is looked at: of a smaller one, a few bytes are many blocks
+_SMALLEST = 150  # bytes of a slice that is looked at: of a smaller one, a few bytes are many blocks
+_FILLED = 4  # frames with data left, more than there are others, after which an encoder is believed to fill frames up
 _MOST_WAITING = 64  # packets whose frame is still to come
 _CHEAP = {"ec": "favor_inter", "skip_loop_filter": "all", "skip_idct": "all", "flags": "+output_corrupt"}
 
@@ -45,9 +46,11 @@ class UnreadData:
 
         `whole`: its frame refers to no other.
         """
+        if self._found > _FILLED + self._sound:
+            return []
         if packet.size and packet.pts is not None:
             key, self._key = (None, packet) if whole else (self._key, self._key)
-            if packet.size >= _SMALLEST:
+            if self._last_slice(bytes(packet)):
                 self._waiting[packet.pts] = packet, key
             if len(self._waiting) > _MOST_WAITING:
                 del self._waiting[next(iter(self._waiting))]
@@ -58,7 +61,6 @@ class UnreadData:
                 continue
             left = not failed and all(self._ends_without(share, *waiting) for share in _SHARES[1:])
             self._found, self._sound = self._found + left, self._sound + (not left)
-            # Where it happens often, the encoder writes more than a frame needs.
             if left and self._found <= 1 + self._sound // 2:
                 found.append(shown)
         return found
@@ -66,7 +68,7 @@ class UnreadData:
     def _ends_without(self, share: float, packet: Packet[Any], key: Packet[Any] | None) -> bool:
         """Return whether a new decoder can do without a share of this frame; how it reads depends on no other frame."""
         decoder = self._new_decoder()
-        failures = dict(self._decoded(decoder, key, 0) if key else ())
+        failures: dict[int | None, bool] = dict(self._decoded(decoder, key, 0) if key else ())
         failures |= dict(self._decoded(decoder, packet, share))
         failures |= dict(self._decoded(decoder, None, 0))
         return not failures.get(packet.pts, True)
@@ -87,14 +89,20 @@ class UnreadData:
             return
 
     def _without_end(self, data: bytes, share: float) -> bytes:
-        slices = [at for at in parts(data, self._prefix) if 1 <= data[at[0]] & 31 <= 5]
-        if not slices or not share:
+        place = self._last_slice(data) if share else None
+        if place is None:
             return data
-        start, end = slices[-1]
-        length = len(data[start:end].rstrip(b"\0\3"))  # an encoder may fill a frame up with such
-        length -= min(length, round(share * (length + _MORE)))
+        start, length, end = place
+        length -= round(share * (length + _MORE))
         prefix = length.to_bytes(self._prefix, "big") if self._prefix else b""
         return data[: start - self._prefix] + prefix + data[start : start + length] + data[end:]
+
+    def _last_slice(self, data: bytes) -> tuple[int, int, int] | None:
+        """Return where the last slice of a packet begins, its length, and where it ends; None if it is too small."""
+        slices = [at for at in parts(data, self._prefix) if 1 <= data[at[0]] & 31 <= 5]
+        start, end = slices[-1] if slices else (0, 0)
+        length = len(data[start:end].rstrip(b"\0\3"))  # an encoder may fill a frame up with such
+        return (start, length, end) if length >= _SMALLEST else None
 
     def _new_decoder(self) -> Any:
         import av

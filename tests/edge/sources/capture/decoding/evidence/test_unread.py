@@ -85,14 +85,33 @@ def test_most_frames_that_go_wrong_without_a_report_are_found(tmp_path):
     assert passed < wrong / 2
 
 
+def changed(sent, change):
+    made = []
+    for packet in sent:
+        made.append(av.Packet(change(bytes(packet))) if packet.size else packet)
+        made[-1].pts, made[-1].dts, made[-1].is_keyframe = packet.pts, packet.dts, packet.is_keyframe
+    return made
+
+
 def test_an_encoder_that_fills_its_frames_is_believed():
     header, sent = packets(encoded("mpegts"))
-    filled = []
-    for packet in sent:
-        data = bytes(packet)
-        filled.append(av.Packet(data + b"\x55" * len(data)) if data else packet)
-        filled[-1].pts, filled[-1].dts, filled[-1].is_keyframe = packet.pts, packet.dts, packet.is_keyframe
-    assert len(found(header, filled)) <= 1
+    assert len(found(header, changed(sent, lambda data: data + b"\x55" * len(data)))) <= 1
+
+
+@pytest.mark.parametrize("container", ["mpegts", "mp4"])
+def test_zeros_behind_a_slice_are_no_data(container):
+    header, sent = packets(encoded(container))
+
+    def filled(data):
+        padding = b"\0\0\3" * 100
+        if container == "mpegts":
+            return data + padding
+        place = 0
+        while place + 4 + (length := int.from_bytes(data[place : place + 4], "big")) < len(data):
+            place += 4 + length
+        return data[:place] + (length + len(padding)).to_bytes(4, "big") + data[place + 4 :] + padding
+
+    assert found(header, changed(sent, filled)) == []
 
 
 @settings(max_examples=30, deadline=None)
