@@ -162,7 +162,8 @@ def run(
         str,
         optional(
             metavar="FLAWS",
-            help="Use images although they look black, half-decoded or frozen; several are joined by commas.",
+            help="Use images although they look black, half-decoded or frozen, or left data unread (H.264 files); "
+            "several are joined by commas.",
         ),
     ] = "",
     label: Annotated[

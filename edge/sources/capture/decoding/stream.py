@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rws.edge.sources.capture.decoding.base import DecodedFrame, Decoder, credible, lost_frame
-from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE
+from rws.edge.sources.capture.decoding.checks import DAMAGED, TOO_LARGE, UNDECODABLE, UNREAD
 from rws.edge.sources.capture.decoding.evidence.damage import DamageTracker
 from rws.edge.sources.capture.decoding.evidence.encoded import encoded_flaw
 from rws.edge.sources.capture.decoding.evidence.unread import UnreadData
@@ -72,7 +72,8 @@ class StreamDecoder(Decoder):
         context = self._stream.codec_context
         # No packet is lost over HTTP: the counters of TS start again if another recording begins.
         marked = None if self._playlist else container.format.name
-        header, looks = bytes(context.extradata or b""), self.finite and context.name == "h264"
+        header = bytes(context.extradata or b"")
+        looks = self.finite and context.name == "h264" and UNREAD not in settings.accept.split(",")
         # It costs as much as decoding; what comes by network has checksums.
         unread = UnreadData(header, self._max_pixels) if looks else None
         self._damage = DamageTracker(marked, context.name, header, unread)
