@@ -162,7 +162,7 @@ def run(
         str,
         optional(
             metavar="FLAWS",
-            help="Use images although they look black, half-decoded or frozen, or left data unread (H.264 files); "
+            help="Use images although they look black, half-decoded or frozen; unread: decode H.264 files only once; "
             "several are joined by commas.",
         ),
     ] = "",

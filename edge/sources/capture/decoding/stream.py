@@ -73,7 +73,7 @@ class StreamDecoder(Decoder):
         # No packet is lost over HTTP: the counters of TS start again if another recording begins.
         marked = None if self._playlist else container.format.name
         header = bytes(context.extradata or b"")
-        looks = self.finite and context.name == "h264" and UNREAD not in settings.accept.split(",")
+        looks = self.finite and not network and context.name == "h264" and UNREAD not in settings.accept.split(",")
         # It costs as much as decoding; what comes by network has checksums.
         unread = UnreadData(header, self._max_pixels) if looks else None
         self._damage = DamageTracker(marked, context.name, header, unread)

@@ -72,9 +72,9 @@ class DamageTracker:
             self._disposable.append(number)
         if found.hole:
             self._blame(number)
-        whole = packet.is_keyframe and not found.refresh
-        for pts in self._unread.look(packet, whole) if self._unread else ():
-            self._blame(self._numbers.get(pts, number))
+        if self._unread:
+            for left in self._unread.look(packet, number, whole=packet.is_keyframe and not found.refresh):
+                self._blame(left)
         marked = packet.is_corrupt and bool(self._container)
         if self._marked if self._container == "mpegts" else marked:
             # Of what was lost before a frame without a number, all frames may refer to it.
