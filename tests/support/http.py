@@ -64,7 +64,7 @@ class PartReader:
         return rest[:size]
 
 
-def wait_until(condition, seconds=5):
+def wait_until(condition, seconds=20):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"
