@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # pass, so all must agree. Larger cuts find less damage.
 _SHARES, _MORE = (0.015, 0.02, 0.025, 0.03), 900
 _SMALLEST = 150  # bytes of a slice that is looked at: of a smaller one, a few bytes are many blocks
-_MOST_WAITING, _MOST_BYTES = 64, 2**25  # packets whose frame is still to come, and their bytes
+_MOST_WAITING, _MOST_BYTES = 64, 2**27  # packets whose frame is still to come, and their bytes
 # FFmpeg marks no damaged frame if `ec` is 0; `output_corrupt` gives those that it would hold back.
 _OPTIONS = {"ec": "favor_inter", "skip_loop_filter": "all", "flags": "+output_corrupt"}
 
@@ -32,6 +32,10 @@ class _Cut(NamedTuple):
     length: int
     end: int
     key: bytes  # the last packet before it whose frame refers to no other; b"" if it is that itself
+
+    def size(self) -> int:
+        """Return how many bytes are kept for it."""
+        return len(self.data) + len(self.key)
 
     def without(self, share: float, prefix: int) -> bytes:
         """Return the data without a share of the slice; `prefix`: as in `parts`."""
@@ -53,7 +57,7 @@ class UnreadData:
         self._decoder = self._new_decoder()
         self._key = b""
         self._waiting: dict[int, _Cut] = {}
-        self._changed = False
+        self._ended = False
         self.sound = self.found = 0  # frames that needed all of their data, and others
 
     def look(self, packet: Packet[Any], number: int, whole: bool) -> list[int]:
@@ -62,17 +66,16 @@ class UnreadData:
         `whole`: the frame of this packet refers to no other.
         """
         data = bytes(packet)
-        # New data for all packets would have to reach these decoders, too.
-        self._changed = self._changed or packet.has_sidedata("new_extradata")
-        if self._changed:
+        if packet.has_sidedata("new_extradata"):  # It would have to reach these decoders, too.
+            self._ended = True
+            self._waiting.clear()
+        if self._ended:
             return []
         cut = self._cut(data, b"" if whole else self._key)
         self._key = data if whole else self._key
         if cut is not None:
             self._waiting[number] = cut
-            while (
-                len(self._waiting) > _MOST_WAITING or sum(len(one.data) for one in self._waiting.values()) > _MOST_BYTES
-            ):
+            while len(self._waiting) > _MOST_WAITING or sum(map(_Cut.size, self._waiting.values())) > _MOST_BYTES:
                 del self._waiting[next(iter(self._waiting))]
         shortened, found = cut.without(_SHARES[0], self._prefix) if cut else data, []
         for shown, failed in self._decoded(self._decoder, shortened, number):
