@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,11 @@ def test_local_links_of_the_guides_lead_somewhere():
     for name in GUIDES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text()):
             assert (ROOT / name).parent.joinpath(link).exists(), f"{name}: {link}"
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    tests = ROOT / "tests"
+    folders = {name for path in tests.rglob("test_*.py") for name in path.relative_to(tests).parts[:-1]}
+    left_out = [name for name in folders for pattern in pytestconfig.getini("norecursedirs") if fnmatch(name, pattern)]
+    assert "build" in folders
+    assert left_out == []

@@ -89,7 +89,7 @@ def test_a_bundle_without_one_of_the_signatures_is_calibrated_for_all_corruption
 def test_a_signature_of_no_known_corruption_cannot_be_calibrated(clear):
     images, model = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), Bundle.load("cifar10").model(ModelOptions(threads=1))
     with pytest.raises(InputError, match="'rain' is for no corruption"):
-        measure_gain(model, ("fog", "rain"), images, CalibrationRecipe(), LEVELS, lambda *_: 0.0)
+        measure_gain(model, ("fog", "rain"), images, CalibrationRecipe(), lambda *_: 0.0)
 
 
 def test_a_bundle_is_not_calibrated_with_images_of_other_classes(built, tiny_recipe, image_folder, tmp_path):
