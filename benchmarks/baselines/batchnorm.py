@@ -1,12 +1,26 @@
-"""BatchNorm with the statistics of the batch, alone or mixed with those of the training images.
+"""BatchNorm with other statistics: of the batch, alone or mixed with those of the training images, or of a corruption.
 
 Nado et al. 2020, "Evaluating prediction-time batch normalization for robustness under covariate shift"; Schneider et
-al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1."""
+al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1; Rezaei and Norouzzadeh
+2023, "Quick and robust domain adaptation by corruption-specific BatchNorm statistics"."""
 
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rws.benchmarks.baselines.base import bytes_of, classes_of, digest_of, prepared, size_of, to_torch
+from rws.benchmarks.streams.protocols import Floats, Ints
 from rws.errors import InputError
+from rws.oracle.belief import per_type
+from rws.oracle.classifier import Oracle
+from rws.training.corruptions import CORRUPTIONS
+
+Statistics = Mapping[str, Tensor]
+"""`<norm>.running_mean` and `<norm>.running_var` of every BatchNorm, float32 (C,)."""
 
 
 class AdaptedNorm(nn.Module):
@@ -27,8 +41,8 @@ class AdaptedNorm(nn.Module):
         if self.prior == 0 or source_mean is None or source_variance is None:
             if x.numel() == x.shape[1]:
                 raise InputError(
-                    "bn_batch, tent and tent_scaled take BatchNorm's statistics from the batch, and this model has one "
-                    "value a channel for a single image; take batches of more (--batch 64), the last one included"
+                    "bn_batch, tent, tent_scaled and sar take BatchNorm's statistics from the batch; this model has "
+                    "a single value a channel of one image; take larger batches (--batch 64), the last one included"
                 )
             return F.batch_norm(x, None, None, own.weight, own.bias, training=True, eps=own.eps)
         # Up to 20 times as fast as torch.var_mean over three dimensions, channels last on a CPU.
@@ -56,3 +70,45 @@ def adapt_norms(module: nn.Module, prior: float) -> nn.Module:
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, AdaptedNorm(child, prior))
     return module
+
+
+class NormsOfTypes:
+    """BatchNorm with the statistics of the frame's corruption; the model's own for clean frames.
+
+    Args:
+        module: with BatchNorm; taken over.
+        statistics: of each of `CORRUPTIONS`.
+        oracle: names the corruption of each frame; None: the ground truth does.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, statistics: Sequence[Statistics], oracle: Oracle | None = None
+    ) -> None:
+        batch_norms(module)
+        self.name, self._module, self._oracle = name, prepared(module), oracle
+        own = {key: tensor.clone() for key, tensor in module.state_dict().items() if key in statistics[0]}
+        self._statistics = (own, *statistics)
+        tensors = [tensor for part in statistics for tensor in part.values()]
+        self.carried_bytes = size_of(module) + bytes_of(tensors)
+        digests = [digest_of(module), *(tensor.numpy().tobytes().hex() for tensor in tensors)]
+        self.identity = hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def reset(self) -> None:
+        """Do nothing: no state is kept."""
+
+    @torch.inference_mode()
+    def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
+        """See `Method`; frames of one type go through the network together."""
+        named, classes = types if self._oracle is None else _named(self._oracle, x), np.empty(len(x), np.int64)
+        for kind in np.unique(named):
+            self._module.load_state_dict(self._statistics[kind + 1], strict=False)
+            chosen = np.flatnonzero(named == kind)
+            classes[chosen] = classes_of(self._module(to_torch(x[chosen])))
+        return classes
+
+
+def _named(oracle: Oracle, x: Floats) -> Ints:
+    """Return the most probable type of each frame as in `Stream`."""
+    types = per_type(oracle.observe_batch(x), len(oracle.corruptions)).argmax(1)
+    found: Ints = np.array([-1, *(CORRUPTIONS.index(name) for name in oracle.corruptions)])[types]
+    return found

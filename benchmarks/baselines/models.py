@@ -9,27 +9,33 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import onnx
+import numpy as np
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from rws.benchmarks.baselines.outputs import Split
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
+from rws.edge.onnx.torchvision_compat import torchvision
 from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
 from rws.training.build.recipe import DataRecipe, Recipe, SignatureRecipe, check_recipe
-from rws.training.corruptions import CORRUPTIONS, corrupt_mixed
+from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.data.images import Images
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Store
 from rws.training.models.architectures import ModelSpec, build_model
-from rws.training.models.fit import Corrupted, FitRecipe, fit, predict
+from rws.training.models.export import stored_weights
+from rws.training.models.fit import Corrupted, FitRecipe, fit, to_input
 from rws.training.models.loop import Plan
 
 MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""
+
+COUNTED = 10_000
+"""Training images that statistics are taken over, about."""
 
 AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
 
@@ -54,18 +60,34 @@ class AllCorrupted(Corrupted):
         return corrupt_mixed(pixels, types, severities, seeds)
 
 
+@dataclass(frozen=True)
+class AugMixed(Corrupted):
+    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as torchvision has it, without its second term of the loss."""
+
+    name: str | None = "augmix"
+
+    def __call__(self, pixels: Tensor, seeds: Tensor) -> Tensor:
+        """Mix each of uint8 (N, 3, H, W) with chains of simple operations; the draw depends only on the seeds (N,)."""
+        mix = torchvision.transforms.AugMix()
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(pixels, seeds.tolist(), strict=True):
+                torch.manual_seed(seed)
+                found.append(mix(image))
+        return torch.stack(found)
+
+
 def folded_weights(model: bytes) -> dict[str, Tensor]:
-    """Return the initialisers of an ONNX model by name, float32."""
-    graph = onnx.load_model_from_string(model).graph
-    return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+    """Return the weights of an exported ONNX model by name, float32."""
+    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in stored_weights(model).items()}
 
 
 def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.Module:
     """Give a network whose BatchNorm was folded into its convolutions the BatchNorm back, in eval mode.
 
     Folding makes a convolution w and a BatchNorm (γ, β, m, s²) one convolution w' = w·γ/√(s²+ε), b' = β − m·γ/√(s²+ε).
-    Here each convolution keeps w' and no bias, m and s² are those of w'*x over the images, in eval mode, every layer
-    fed by the folded network, and γ = √(s²+ε), β = m + b'. In eval mode that is the folded network. As BatchNorm
+    Here each convolution keeps w' and no bias, m and s² are those of what the BatchNorm is given over the images, every
+    layer fed by the folded network, and γ = √(s²+ε), β = m + b'. In eval mode that is the folded network. As BatchNorm
     cancels any scale of a channel, it also is the original network, up to the estimate of the running statistics and
     the sign of γ: adapting the statistics or γ and β does what it does to the original.
 
@@ -96,12 +118,12 @@ def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.
         state[f"{norm}.weight"] = torch.ones_like(state[f"{norm}.weight"])
         state[f"{norm}.running_var"] = torch.full_like(state[f"{norm}.running_var"], 1 - epsilon)
     module.load_state_dict(state)
-    mean, variance = _statistics(module, [name for name, _ in pairs], images)
+    mean, variance = _statistics(module, [norm for _, norm in pairs], images)
     for convolution, norm in pairs:
         layer = _norm(module, norm)
-        layer.running_mean, layer.running_var = mean[convolution].float(), variance[convolution].float()
+        layer.running_mean, layer.running_var = mean[norm].float(), variance[norm].float()
         layer.weight.data = (layer.running_var.double() + layer.eps).sqrt().float()
-        layer.bias.data = (mean[convolution] + weights[f"{convolution}.bias"].double()).float()
+        layer.bias.data = (mean[norm] + weights[f"{convolution}.bias"].double()).float()
     return module.eval()
 
 
@@ -120,27 +142,30 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     ]
 
 
-def _statistics(
-    module: nn.Module, convolutions: list[str], images: Images
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    # Mean and (biased) variance of each convolution's channels over the images, float64 (C,).
+@torch.inference_mode()
+def _statistics(module: nn.Module, norms: list[str], images: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    # Mean and (biased) variance of what each BatchNorm normalises when it is trained, over the images, float64 (C,).
     sums, squares, count = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
 
-    def add(name: str, out: Tensor) -> None:
-        flat = out.transpose(0, 1).flatten(1).double()
+    def add(name: str, given: Tensor) -> None:
+        flat = given.transpose(0, 1).flatten(1).double()
         sums[name] = sums.get(name, 0) + flat.sum(1)
         squares[name] = squares.get(name, 0) + flat.square().sum(1)
         count[name] = count.get(name, 0) + flat.shape[1]
 
+    module.train()
+    for name in norms:
+        _norm(module, name).eval()
     handles = [
-        module.get_submodule(name).register_forward_hook(lambda _m, _x, out, name=name: add(name, out))
-        for name in convolutions
+        module.get_submodule(name).register_forward_pre_hook(lambda _layer, given, name=name: add(name, given[0]))
+        for name in norms
     ]
-    predict(module, images.pixels, batch_size=500)
+    for part in torch.split(images.pixels, 500):
+        module(to_input(part))
     for handle in handles:
         handle.remove()
-    mean = {name: sums[name] / count[name] for name in convolutions}
-    return mean, {name: (squares[name] / count[name] - mean[name].square()).clamp(min=0) for name in convolutions}
+    mean = {name: sums[name] / count[name] for name in norms}
+    return mean, {name: (squares[name] / count[name] - mean[name].square()).clamp(min=0) for name in norms}
 
 
 def _recipe_of(bundle: Bundle) -> Recipe:
@@ -156,6 +181,11 @@ def _recipe_of(bundle: Bundle) -> Recipe:
         name: check_recipe(schema, stored[name], f"{bundle.path} [{name}]") for name, schema in parts.items()
     }
     return Recipe(name=stored["name"], seed=stored["seed"], **parsed)
+
+
+def _spread(images: Images) -> Tensor:
+    """Return about `COUNTED` images: they lie class by class."""
+    return images.pixels[:: max(1, len(images) // COUNTED)]
 
 
 class BaselineModels:
@@ -218,6 +248,38 @@ class BaselineModels:
         """Return one model for everything: the classifier, fine-tuned with all corruptions as augmentation."""
         return self._fitted("augmented", self._augmented, AllCorrupted(severity=self.recipe.signatures.severity))
 
+    def augmix(self) -> nn.Module:
+        """Return one model for everything that has seen no corruption: fine-tuned as long with AugMix."""
+        return self._fitted("augmix", self._augmented, AugMixed())
+
+    def statistics(self) -> list[Mapping[str, Tensor]]:
+        """Return the statistics of every BatchNorm of the classifier on images with each of `CORRUPTIONS`."""
+        found = []
+        for number, name in enumerate(CORRUPTIONS):
+
+            def made(images: Images, _checkpoint: Path | None, name: str = name) -> Mapping[str, Tensor]:
+                model, pixels = self.unfolded(), _spread(images)
+                seeds = seeds_for(derive_seed(self.recipe.seed, "statistics of types"), len(pixels))
+                corrupted = Corrupted(name, self.recipe.signatures.severity)
+                parts = zip(torch.split(pixels, 500), torch.split(seeds, 500), strict=True)
+                update_bn((to_input(corrupted(*part)) for part in parts), model)
+                state = model.state_dict()
+                return {key: tensor for key, tensor in state.items() if key.endswith(("running_mean", "running_var"))}
+
+            severity = self.recipe.signatures.severity
+            found.append(self._stored(f"statistics-{name}", [number, severity, COUNTED], made))
+        return found
+
+    def centre(self) -> Tensor:
+        """Return the mean of the classifier's last features on clean training images, float32 (F,)."""
+
+        def made(images: Images, _checkpoint: Path | None) -> Mapping[str, Tensor]:
+            split = Split(self.unfolded())
+            parts = torch.split(_spread(images), 500)
+            return {"centre": torch.cat([split(to_input(part))[0] for part in parts]).mean(0)}
+
+        return self._stored("centre", [COUNTED], made)["centre"]
+
     def _fitted(self, job: str, recipe: FitRecipe, corrupted: Corrupted) -> nn.Module:
         seed = derive_seed(self.recipe.seed, "continued training")
 
@@ -243,13 +305,17 @@ class BaselineModels:
         return entry.get(partial(make, self.train, entry.checkpoint)) if found is None else found
 
     def train_all(self) -> None:
-        """Train what is missing: the augmented model first, then one model per corruption."""
-        jobs = {f"robust-{name}": self.recipe.robust for name in CORRUPTIONS} | {"augmented": self._augmented}
+        """Make what is missing: the models for everything first, then one model per corruption, then the rest."""
+        jobs = {f"robust-{name}": self.recipe.robust for name in CORRUPTIONS}
+        jobs |= {"augmented": self._augmented, "augmix": self._augmented}
         for job, recipe in jobs.items():
             plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
             images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
             probe = partial(fit, self._network(), images, short, corrupted=AllCorrupted())
             self._left.plan(job, f"step of {recipe.batch_size}", plan.steps, probe)
         self.augmented()
+        self.augmix()
         for corruption in CORRUPTIONS:
             self.robust(corruption)
+        self.statistics()
+        self.centre()

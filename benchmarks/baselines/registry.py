@@ -11,9 +11,10 @@ from torch import nn
 
 from rws.benchmarks.baselines.all_models import AllModels
 from rws.benchmarks.baselines.base import Baseline, Fixed
-from rws.benchmarks.baselines.batchnorm import adapt_norms
+from rws.benchmarks.baselines.batchnorm import NormsOfTypes, adapt_norms
 from rws.benchmarks.baselines.models import BaselineModels
-from rws.benchmarks.baselines.tent import Tent
+from rws.benchmarks.baselines.outputs import Lame, Recentred
+from rws.benchmarks.baselines.tent import Sar, Tent
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.live.arena import ALPHA_STEP
 from rws.errors import check_known
@@ -40,13 +41,21 @@ def _averaged(bundle: Bundle, folded: nn.Module) -> nn.Module:
 
 BASELINES: Mapping[str, Callable[[BaselineModels], Baseline]] = {
     "augmented": lambda models: Fixed("augmented", fold_batchnorm(models.augmented())),
+    "augmix": lambda models: Fixed("augmix", fold_batchnorm(models.augmix())),
     "all_models": lambda models: AllModels(
         fold_batchnorm(models.unfolded()), [fold_batchnorm(models.robust(name)) for name in CORRUPTIONS]
     ),
     "bn_batch": lambda models: Fixed("bn_batch", adapt_norms(models.unfolded(), prior=0)),
     "bn_prior": lambda models: Fixed("bn_prior", adapt_norms(models.unfolded(), PRIOR_IMAGES)),
+    "bn_types": lambda models: NormsOfTypes(
+        "bn_types", models.unfolded(), models.statistics(), models.bundle.oracle(threads=1)
+    ),
+    "bn_types_perfect": lambda models: NormsOfTypes("bn_types_perfect", models.unfolded(), models.statistics()),
+    "neo": lambda models: Recentred("neo", fold_batchnorm(models.unfolded()), models.centre()),
+    "lame": lambda models: Lame("lame", fold_batchnorm(models.unfolded())),
     "tent": lambda models: Tent("tent", models.unfolded()),
     "tent_scaled": lambda models: Tent("tent_scaled", models.unfolded(), scaled=True),
+    "sar": lambda models: Sar("sar", models.unfolded()),
 }
 COMPARED: Mapping[str, Callable[[BaselineModels], Baseline]] = {
     "std": lambda models: Fixed("std", fold_batchnorm(models.unfolded())),

@@ -21,7 +21,7 @@ def streams(
     data: Annotated[str, typer.Option(help="Clean test folder or data set; it is corrupted here.")],
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="iid, mixed, continual, gradual, correlated, or all; repeatable. Default: all."),
+        typer.Option(help="iid, mixed, continual, gradual, correlated, potpourri, or all; repeatable. Default: all."),
     ] = None,
     bundle: Cifar10Option = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames per corruption type.")] = 500,

@@ -15,7 +15,7 @@ import numpy as np
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.images import clean_images, known_corruptions
 from rws.benchmarks.streams.ours import observe_streams
-from rws.benchmarks.streams.protocols import PROTOCOLS, Floats, Ints, Stream, make_stream
+from rws.benchmarks.streams.protocols import PROTOCOLS, SHUFFLED, Floats, Ints, Stream, make_stream
 from rws.benchmarks.streams.scores import mean_by_type, mix_accuracy, mix_change_rate, perfect_accuracy
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -178,7 +178,7 @@ def _measured(bundle: Bundle, settings: Settings, cases: Sequence[_Case]) -> Rec
         regret[protocol].append(float(np.nanmean(perfect[1:])) - ra)
         ta_lost[protocol].append(clean_losses[-1])
         changes[protocol].append(mix_change_rate(case.stream, chosen))
-        if protocol == "mixed":
+        if protocol in SHUFFLED:
             losses.append(case.baseline - float(np.nanmean(by_type)))
         else:
             scores.append((ra + ta) / 2)

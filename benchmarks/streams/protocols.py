@@ -1,7 +1,7 @@
-"""Streams of corrupted test images, in the five orders of the test-time-adaptation literature; seeded and replayable.
+"""Streams of corrupted test images, in orders of the test-time-adaptation literature; seeded and replayable.
 
-At one seed all show the same images with the same draws (`gradual` has other severities): only the order differs,
-so that a method without memory and filter scores the same in all of them."""
+At one seed all show the same images with the same draws (`gradual` has other severities, `potpourri` more clean ones):
+only the order differs, so that a method without memory and filter scores the same in all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,16 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
-PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
+PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated", "potpourri")
 """`iid`: one type after another, methods reset before each (Tent, Wang et al. 2021). `mixed`: another type at each
 frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`,
-severity climbs and falls in each block (CoTTA); `correlated`, labels are sorted in it (NOTE, Gong et al. 2022)."""
+severity climbs and falls in each block (CoTTA); `correlated`, labels are sorted in it (NOTE, Gong et al. 2022).
+`potpourri`: as `mixed`, but every other frame is clean, as in potpourri+ (MoETTA, arXiv 2511.13760)."""
+SHUFFLED = ("mixed", "potpourri")
 TYPES = 1 + len(CORRUPTIONS)
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
 
+_IMAGES = 5  # number of the draws of images, between the numbers of the draws of orders
 _WHOLE = np.array([name in WHOLE_SEVERITIES for name in CORRUPTIONS])
 
 
@@ -97,8 +100,11 @@ def make_stream(
         raise InputError(f"corruptions are {list(corruptions)}, expected some of {', '.join(CORRUPTIONS)}")
     kinds = np.array([-1, *(index for index, name in enumerate(CORRUPTIONS) if name in corruptions)])
     levels = _check(protocol, len(labels), frames, severity, seed)
-    order = np.random.default_rng([seed, PROTOCOLS.index(protocol)])
-    images = np.random.default_rng([seed, len(PROTOCOLS)]).permutation(len(labels))[:frames]
+    number = PROTOCOLS.index(protocol)
+    order = np.random.default_rng([seed, number + (number >= _IMAGES)])
+    images = np.random.default_rng([seed, _IMAGES]).permutation(len(labels))[:frames]
+    if protocol == "potpourri":
+        kinds = np.concatenate([np.full(len(kinds) - 2, -1), kinds])
 
     image = np.tile(images, len(kinds))
     kind = np.repeat(kinds, frames)
@@ -107,7 +113,7 @@ def make_stream(
     severities = np.array(levels, np.float32)[level]
 
     block = kind * len(levels) + level
-    if protocol == "mixed":
+    if protocol in SHUFFLED:
         chosen = order.permutation(len(image))
     else:
         blocks = np.unique(block)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Record
-from rws.benchmarks.streams.protocols import TYPES, Flags, Floats, Ints, Stream
+from rws.benchmarks.streams.protocols import SHUFFLED, TYPES, Flags, Floats, Ints, Stream
 from rws.oracle.belief import CLEAN, certain
 from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
@@ -92,13 +92,14 @@ def reaction(right: Flags, starts: Ints, stops: Ints) -> Record | None:
 def delays(stream: Stream, right: Flags, unpatched: Flags) -> tuple[Record | None, Record | None]:
     """Return `reaction` over the blocks of one type, and over the stretches of one rounded severity inside them.
 
-    Both are None for `mixed`, where every frame is a change. In `gradual` the block of a corruption, which sets in
-    weak, counts from the first frame at which no patch is wrong, and not at all if there is none.
+    Both are None for `mixed` and `potpourri`, where every frame may be a change. In `gradual` the block of a
+    corruption, which sets in weak, counts from the first frame at which no patch is wrong, and not at all if there is
+    none.
 
     Args:
         right, unpatched: whether the mix in effect was right, and no patch would have been, bool (N,).
     """
-    if stream.protocol == "mixed":
+    if stream.protocol in SHUFFLED:
         return None, None
     blocks = stream.block_starts()
     rounded = np.round(stream.severity)

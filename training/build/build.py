@@ -38,8 +38,8 @@ from rws.training.evaluation.gain import check_signed, count_answers, measure_ga
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
-from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors, take_fitting
-from rws.training.models.export import export_onnx
+from rws.training.models.architectures import Airbench, build_model, fold_batchnorm, shallow_tensors, take_fitting
+from rws.training.models.export import export_onnx, stored_as_half
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
@@ -135,6 +135,8 @@ class Build:
         """Return the untrained init: a new classifier, or the ancestor's body under a new head."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, len(self.train.classes))
+        if isinstance(model, Airbench):
+            model.whiten(self.train.pixels[:: max(1, len(self.train) // 5000)].cpu())
         if self.ancestor is not None:
             head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
             found = self.ancestor.init().state_dict()
@@ -151,7 +153,8 @@ class Build:
             report = self._report(job, kinds={"steps": _kind_of_fit(recipe, corrupted)})
             how = partial(fit, corrupted=corrupted, seed=seed, checkpoint=entry.checkpoint, report=report)
             how(model, self.train, recipe)
-            scores = {} if corrupted.name else {"validation_accuracy": round(accuracy(model, self.validation), 2)}
+            standard = corrupted.name is None or corrupted.share < 1
+            scores = {"validation_accuracy": round(accuracy(model, self.validation), 2)} if standard else {}
             report({"done": True, **scores})
             return model.state_dict()
 
@@ -164,7 +167,7 @@ class Build:
         """Train the standard model that all others continue from, or load it."""
         model = self.new_model()
         shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)  # refuses too few before the training
-        return self._fit("init", model, self.recipe.init, Corrupted(), self.recipe.seed, *self._ancestors())
+        return self._fit("init", model, self.recipe.init, _seen(self.recipe.init), self.recipe.seed, *self._ancestors())
 
     def _ancestors(self) -> list[Any]:
         before = self.ancestor
@@ -181,7 +184,7 @@ class Build:
 
     def std(self) -> nn.Module:
         """Train θ_std: the init, continued on clean images."""
-        return self._continue("std", self.recipe.continued, Corrupted())
+        return self._continue("std", self.recipe.continued, _seen(self.recipe.continued))
 
     def robust(self, corruption: str) -> nn.Module:
         """Train θ_r: the init, continued on images with one corruption."""
@@ -266,8 +269,9 @@ class Build:
 
     @cached_property
     def _network(self) -> bytes:
-        onto = self.onto
-        return onto.read(MODEL) if onto else export_onnx(self.folded, self.train.size, keep=self.tensors)
+        if self.onto is not None:
+            return self.onto.read(MODEL)
+        return stored_as_half(export_onnx(self.folded, self.train.size, keep=self.tensors), self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()
@@ -359,9 +363,9 @@ class Build:
         if {"robust", "residual"} & set(kinds):
             fits |= {f"robust-{name}": (recipe.robust, corrupted) for name in CORRUPTIONS}
         if "std" in kinds or signatures:
-            fits["std"] = (recipe.continued, Corrupted())
+            fits["std"] = (recipe.continued, _seen(recipe.continued))
         if "init" in kinds or fits:
-            fits["init"] = (recipe.init, Corrupted())
+            fits["init"] = (recipe.init, _seen(recipe.init))
         untrained = build_model(replace(recipe.model, weights=""), len(self.train.classes)).to(self.device).eval()
         for job, (how, seen) in fits.items():
             self._plan_steps(job, _kind_of_fit(how, seen), how, partial(fit, untrained, corrupted=seen))
@@ -382,6 +386,12 @@ class Build:
         steps = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "").steps
         one = {"data": self.train.first(recipe.batch_size), "recipe": replace(recipe, epochs=1)}
         self.time_left.plan(job, kind, steps, partial(made, **one))
+
+
+def _seen(recipe: FitRecipe) -> Corrupted:
+    """Return what a standard model sees."""
+    share = recipe.corrupted_share
+    return Corrupted("all", (1.0, 5.0), share) if share else Corrupted()
 
 
 def _kind_of_fit(recipe: FitRecipe, corrupted: Corrupted) -> str:

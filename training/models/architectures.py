@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
 
 from rws.edge.common.files import open_regular
 from rws.edge.common.schema import STRICT
@@ -18,6 +20,7 @@ from rws.errors import FormatError, InputError, first_line
 _LARGEST = 2**34  # bytes of a file of weights
 VGG16_STAGES = (2, 2, 3, 3, 3)
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
+STEM, AIRBENCH_WIDTHS = 24, (64, 256, 256)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -26,9 +29,11 @@ class ModelSpec:
     """Which classifier to build.
 
     Args:
-        architecture: `vgg16`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
-        width: multiplier of the channel counts of VGG-16, or of a torchvision ResNet's blocks (not of its stem).
-        widths: channel counts of VGG-16's five stages; empty: 64, 128, 256, 512, 512 times `width`.
+        architecture: `vgg16`, `airbench`, or the name of any torchvision classifier (`resnet50`, `mobilenet_v2`, …).
+        width: multiplier of the channel counts of VGG-16 and Airbench, or of a torchvision ResNet's blocks (not of its
+            stem).
+        widths: channel counts of VGG-16's five stages (empty: 64, 128, 256, 512, 512 times `width`), or of Airbench's
+            blocks (empty: 64, 256, 256 times `width`).
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
         mean, std: channel statistics of the training images, RGB, range 0…1.
         weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
@@ -88,16 +93,77 @@ class VGG16(nn.Module):
         return cast(Tensor, self.classifier(self.pool(self.features(self.normalise(x))).flatten(1)))
 
 
+class _Layer(nn.Module):
+    """A convolution, `pool` x `pool` maxima, BatchNorm and ReLU.
+
+    BatchNorm does not scale. So it may come before the maxima, where it folds into the convolution, or after them,
+    where there are fewer numbers: what is trained.
+    """
+
+    def __init__(self, before: int, after: int, pool: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.norm, self.pool = nn.BatchNorm2d(after), pool
+        self.norm.weight.requires_grad_(False)
+        with torch.no_grad():
+            nn.init.dirac_(self.conv.weight[:before])  # it begins as a copy of what it is given, and random filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.pool == 1:
+            return F.relu(self.norm(x))
+        return F.relu(self.norm(F.max_pool2d(x, self.pool)) if self.training else F.max_pool2d(self.norm(x), self.pool))
+
+
+class Airbench(nn.Module):
+    """A stem and three blocks of two convolutions for small images, after Jordan 2024 (arXiv 2404.00498, Sec. 3).
+
+    Without its GELU, its faster biases and its test-time augmentation. The stem is not trained: see `whiten`.
+    """
+
+    def __init__(self, spec: ModelSpec, classes: int) -> None:
+        super().__init__()
+        widths = spec.widths or tuple(round(width * spec.width) for width in AIRBENCH_WIDTHS)
+        if len(widths) != len(AIRBENCH_WIDTHS) or min(widths) < 1:
+            raise InputError(f"Airbench needs three positive widths, got {widths}")
+        layers: list[nn.Module] = []
+        for before, after in pairwise((STEM, *widths)):
+            layers += [_Layer(before, after, 2), _Layer(after, after)]
+        self.normalise, self.stem = Normalise(spec.mean, spec.std), nn.Conv2d(3, STEM, 2).requires_grad_(False)
+        self.features = nn.Sequential(*layers)
+        self.pool, self.classifier = nn.AdaptiveMaxPool2d(1), nn.Linear(widths[-1], classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch."""
+        maps = self.features(F.relu(self.stem(self.normalise(x))))
+        return cast(Tensor, self.classifier(self.pool(maps).flatten(1))) / 9
+
+    @torch.no_grad()
+    def whiten(self, pixels: Tensor) -> None:
+        """Make the stem's filters, and their negatives, those that decorrelate 2 x 2 pixels (there, Sec. 3.1).
+
+        `pixels`: of images, uint8 (N, 3, H, W), RGB.
+        """
+        patches = F.unfold(self.normalise(pixels.float() / 255), 2).transpose(1, 2).flatten(0, 1).double()
+        share, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (share + 5e-4).sqrt()).T.reshape(-1, 3, 2, 2)
+        self.stem.weight.copy_(torch.cat([filters, -filters]))
+        nn.init.zeros_(self.stem.get_parameter("bias"))
+
+
+_OWN: Mapping[str, type[VGG16] | type[Airbench]] = {"vgg16": VGG16, "airbench": Airbench}
+
+
 def build_model(spec: ModelSpec, classes: int) -> nn.Module:
     """Build a classifier that takes float32 (N, 3, H, W), RGB, 0…1, not normalised, and gives logits (N, classes).
 
     Raises InputError if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
-    vgg = spec.architecture == "vgg16"
-    network = VGG16(spec, classes) if vgg else _torchvision_classifier(spec, classes)
+    own = _OWN.get(spec.architecture)
+    network = own(spec, classes) if own else _torchvision_classifier(spec, classes)
     if spec.weights:
         _take_weights(network, spec)
-    return network if vgg else nn.Sequential(Normalise(spec.mean, spec.std), network)
+    return network if own else nn.Sequential(Normalise(spec.mean, spec.std), network)
 
 
 def _torchvision_classifier(spec: ModelSpec, classes: int) -> nn.Module:

@@ -27,7 +27,8 @@ class FitRecipe:
     """How to fit: SGD under a warm-up and a cosine to zero; rates are for the given batch size.
 
     `learning_rate` is the peak, `momentum` Nesterov's, `warmup` as in `rws.training.models.loop.Plan`; `crop` is the
-    border, reflected, pixels, that the random crop moves in.
+    border, reflected, pixels, that the random crop moves in. `corrupted_share`: part of the images that get one of all
+    corruptions, severity 1…5, where a model is said to be fitted on clean ones.
     """
 
     epochs: Count = 50
@@ -39,6 +40,7 @@ class FitRecipe:
     label_smoothing: Share = 0.0
     crop: Annotated[int, Field(ge=0)] = 4
     precision: Precision = "bf16"
+    corrupted_share: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class Corrupted:
     """What training images are corrupted with.
 
     `name`: a corruption; `all` draws one for every image; None leaves images clean. `severity`: or ends of a range.
+    `share`: the part of the images that `all` corrupts.
     """
 
     name: str | None = None
     severity: float | tuple[float, float] = 5.0
+    share: float = 1.0
 
     def __call__(self, pixels: Tensor, seeds: Tensor) -> Tensor:
         """Corrupt uint8 (N, 3, H, W); the draw depends only on the seeds, int64 (N,)."""
@@ -59,7 +63,8 @@ class Corrupted:
         # The seeds are hashes already: their upper bits serve as a uniform number.
         severity = low + (high - low) * (((seeds >> 16) % 65536).float() / 65536)
         if self.name == "all":
-            return corrupt_mixed(pixels, seeds % len(CORRUPTIONS), severity, seeds)
+            chosen = (seeds >> 36) % 65536 < round(65536 * self.share)
+            return corrupt_mixed(pixels, torch.where(chosen, seeds % len(CORRUPTIONS), -1), severity, seeds)
         return corrupt(pixels, self.name, severity, seeds)
 
 

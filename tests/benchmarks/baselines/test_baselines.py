@@ -7,11 +7,12 @@ from torch import nn
 
 from rws.benchmarks.baselines.all_models import AllModels
 from rws.benchmarks.baselines.base import Fixed
-from rws.benchmarks.baselines.batchnorm import adapt_norms
+from rws.benchmarks.baselines.batchnorm import NormsOfTypes, adapt_norms
 from rws.benchmarks.baselines.cost import Sample, measure_cost, measure_memory, time_methods
-from rws.benchmarks.baselines.models import AllCorrupted, BaselineModels, folded_weights, unfold
+from rws.benchmarks.baselines.models import AllCorrupted, AugMixed, BaselineModels, folded_weights, unfold
+from rws.benchmarks.baselines.outputs import Lame, Recentred, laplacian, neighbours
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED, make_baseline, make_baselines
-from rws.benchmarks.baselines.tent import Tent
+from rws.benchmarks.baselines.tent import Sar, Tent
 from rws.benchmarks.common.memory import can_measure
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
@@ -103,6 +104,23 @@ def test_unfolding_brings_back_the_original_batchnorm(images, foggy):
             np.testing.assert_allclose(ours.bias.detach(), theirs.bias.detach(), atol=1e-2)
 
 
+def test_a_network_that_pools_before_its_norms_while_it_is_trained_is_unfolded_too(images, foggy):
+    torch.manual_seed(0)
+    spec = ModelSpec("airbench", width=0.25)
+    original = build_model(spec, len(CLASSES)).train()
+    for layer in original.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.bias)
+            layer.momentum = 1.0
+    with torch.no_grad():
+        original(images.pixels.float() / 255)
+    weights = {name: p.detach() for name, p in fold_batchnorm(original).named_parameters()}
+    weights |= {name: buffer for name, buffer in original.named_buffers() if name.startswith("normalise")}
+    back = unfold(build_model(spec, len(CLASSES)), weights, images)
+    np.testing.assert_allclose(logits_of(back, foggy), logits_of(original.eval(), foggy), atol=1e-4)
+    np.testing.assert_allclose(logits_of(back.train(), foggy), logits_of(original.train(), foggy), atol=0.02)
+
+
 def test_what_cannot_be_unfolded_is_refused(images):
     weights = folded_weights(Bundle.load("cifar10").read(MODEL))
     with pytest.raises(InputError, match="has no BatchNorm"):
@@ -190,9 +208,106 @@ def test_statistics_of_a_single_value_are_refused():
     x = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
     for method in (Fixed("bn_batch", adapt_norms(layers.eval(), 0)), Tent("tent", nn.Sequential(nn.BatchNorm2d(3)))):
         small = x if method.name == "bn_batch" else x[:, :, :1, :1]
-        with pytest.raises(InputError, match=r"bn_batch, tent and tent_scaled .*--batch 64"):
+        with pytest.raises(InputError, match=r"bn_batch, tent, tent_scaled and sar .*--batch 64"):
             method.classify(*sample_of(small[:1]))
     assert Fixed("bn_batch", layers).classify(*sample_of(x)).shape == (2,)
+
+
+def test_sar_moves_the_first_norms_by_sure_frames_alone(own, foggy):
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    sar = Sar("sar", own)
+
+    def changed() -> set[str]:
+        after = {name.replace(".source", ""): tensor for name, tensor in own.state_dict().items()}
+        return {name for name in before if not torch.equal(before[name], after[name])}
+
+    answers = sar.classify(*sample_of(foggy))
+    norms = [name for name, layer in own.named_modules() if name.endswith("source")]
+    assert changed() == {f"{name.replace('.source', '')}.{kind}" for name in norms[:-3] for kind in ("weight", "bias")}
+    sar.reset()
+    assert changed() == set()
+    np.testing.assert_array_equal(sar.classify(*sample_of(foggy)), answers)
+    sar.reset()
+    with torch.no_grad():
+        own.classifier.weight.zero_()  # all classes are equally likely: no answer is sure
+    before = {name.replace(".source", ""): tensor.clone() for name, tensor in own.state_dict().items()}
+    sar.classify(*sample_of(foggy))
+    assert changed() == set()
+    with torch.no_grad():
+        own.classifier.bias[3] = 50  # all answers are alike: it starts again
+    before["classifier.bias"] = own.classifier.bias.detach().clone()
+    sar.classify(*sample_of(foggy))
+    assert changed() == set()
+    assert sar._mean is None
+
+
+def test_neo_takes_a_shift_of_all_features_out():
+    torch.manual_seed(0)
+    head, features = nn.Linear(6, 4), torch.rand(32, 6)
+    clean = head(features).argmax(1).numpy()
+    shifted = (features + torch.tensor([3.0, -2.0, 0.0, 5.0, 1.0, -4.0])).numpy()
+    neo = Recentred("neo", nn.Sequential(nn.Flatten(), head), features.mean(0))
+    kinds = sample_of(shifted[:, :, None, None])
+    assert (Fixed("std", nn.Sequential(nn.Flatten(), head)).classify(*kinds) != clean).mean() > 0.3
+    np.testing.assert_array_equal(neo.classify(*kinds), clean)
+    halves = [neo.classify(*(part[start : start + 16] for part in kinds)) for start in (0, 16)]
+    np.testing.assert_array_equal(np.concatenate(halves)[16:], clean[16:])  # by then all have been seen once more
+    neo.reset()
+    assert neo.classify(*(part[:1] for part in kinds)) == int(head(features.mean(0)).argmax())
+
+
+def test_lame_draws_an_unsure_answer_to_its_neighbours():
+    features = torch.tensor([[1.0, 0.01 * place] for place in range(7)] + [[0.01 * place, 1.0] for place in range(7)])
+    log_shares = torch.tensor([[0.9, 0.1]] * 6 + [[0.45, 0.55]] + [[0.1, 0.9]] * 6 + [[0.55, 0.45]]).log()
+    affinity = neighbours(features)
+    assert (affinity.sum(1) == 5).all()
+    assert not affinity.diagonal().any()
+    assert laplacian(log_shares, affinity).argmax(1).tolist() == [0] * 7 + [1] * 7
+    one = torch.tensor([[0.45, 0.55]]).log()
+    torch.testing.assert_close(laplacian(one, neighbours(features[:1])), one.exp())
+
+
+def test_a_model_without_a_linear_layer_has_no_features_to_correct():
+    with pytest.raises(InputError, match="no linear layer"):
+        Lame("lame", nn.Flatten())
+
+
+def test_norms_of_types_take_the_statistics_of_the_named_type(unfolded, own, foggy, images):
+    class Namer:
+        corruptions = ("fog", "snow")
+
+        def observe_batch(self, x: np.ndarray) -> np.ndarray:
+            joint = np.zeros((len(x), 11), np.float32)
+            joint[: len(x) // 2, 3] = joint[len(x) // 2 :, 0] = 1  # the first half is fog, the rest clean
+            return joint
+
+    fog = CORRUPTIONS.index("fog")
+    keys = [key for key in own.state_dict() if key.endswith(("running_mean", "running_var"))]
+    statistics = [{key: own.state_dict()[key] * (1.5 if kind == fog else 3) for key in keys} for kind in range(19)]
+    clean = logits_of(unfolded, foggy).argmax(1)
+    other = build_model(load_recipe("cifar10_vgg16").model, len(CLASSES)).eval()
+    other.load_state_dict({**unfolded.state_dict(), **statistics[fog]})
+    foggy_answers = logits_of(other, foggy).argmax(1)
+    assert (clean != foggy_answers).mean() > 0.1
+    by_truth = NormsOfTypes("bn_types_perfect", own, statistics)
+    types = np.array([fog, -1] * 32)
+    answers = by_truth.classify(foggy, types, np.where(types < 0, 0, 5).astype(np.float32))
+    np.testing.assert_array_equal(answers, np.where(types < 0, clean, foggy_answers))
+    own.load_state_dict(unfolded.state_dict())
+    named = NormsOfTypes("bn_types", own, statistics, Namer()).classify(*sample_of(foggy, kind=3))
+    np.testing.assert_array_equal(named, np.concatenate([foggy_answers[:32], clean[32:]]))
+
+
+def test_augmix_depends_on_the_seeds_alone(images):
+    pixels, seeds = images.pixels[:16], seeds_for(3, 16)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    found = AugMixed()(pixels, seeds)
+    assert torch.equal(torch.rand(1), expected)  # the global generator is left alone
+    assert found.dtype == torch.uint8
+    assert (found != pixels).flatten(1).any(1).float().mean() > 0.9
+    assert torch.equal(AugMixed()(pixels[4:8], seeds[4:8]), found[4:8])
 
 
 def test_all_models_asks_the_model_of_the_ground_truth_type():
@@ -256,6 +371,7 @@ def test_models_are_trained_once_and_kept(trained, image_folder):
     bundle, work, lines = trained
     assert [line["job"] for line in lines if "done" in line] == [
         "augmented",
+        "augmix",
         *(f"robust-{name}" for name in CORRUPTIONS),
     ]
     again = BaselineModels(bundle, str(image_folder), work, augmented=QUICK, progress=pytest.fail)

@@ -10,7 +10,7 @@ import pytest
 from rws.benchmarks.replay.streams import OUTCOME, StreamOptions, make_timeline, replay_streams
 from rws.benchmarks.streams.images import clean_images
 from rws.benchmarks.streams.ours import OURS, Outcome
-from rws.benchmarks.streams.protocols import PROTOCOLS
+from rws.benchmarks.streams.protocols import PROTOCOLS, SHUFFLED
 from rws.benchmarks.streams.scores import NAMES
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
@@ -41,9 +41,9 @@ def test_every_protocol_has_a_row_for_every_method(result):
             assert ("mix_change_rate" in row) == (method not in ("std", "always"))
         assert perfect["regret"] == perfect["ta_lost"] == 0
         assert rows[protocol, "trained"]["ra"] > rows[protocol, "std"]["ra"] + 5
-        assert (rows[protocol, "trained"]["delay"] is None) == (protocol == "mixed")
+        assert (rows[protocol, "trained"]["delay"] is None) == (protocol in SHUFFLED)
         assert perfect["right"] == 100
-    for protocol in ("mixed", "continual", "correlated"):
+    for protocol in ("mixed", "continual", "correlated", "potpourri"):
         # Who has no memory scores the same in any order of the same frames.
         for method in ("std", "always", "perfect", "best", "frame"):
             assert rows[protocol, method]["per_type"] == rows["iid", method]["per_type"]

@@ -18,7 +18,6 @@ from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
 from rws.training.models.architectures import fold_batchnorm
-from rws.training.oracle.sampling import LEVELS
 from rws.training.signatures.deltas import DELTAS
 from support.command_line import TINY, invoke, rws
 

@@ -23,6 +23,7 @@ PURPOSES = {
     "oracle training, layer 1",
     "parity",
     "signature training",
+    "statistics of types",
     "streams",
     "test",
     "throughput",

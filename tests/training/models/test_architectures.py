@@ -32,6 +32,42 @@ def test_vgg16_has_thirteen_convolutions_and_takes_any_size(spec):
         assert model(torch.rand(2, 3, size, size)).shape == (2, 10)
 
 
+def test_airbench_folds_whether_it_pools_before_or_after_its_norms():
+    torch.manual_seed(0)
+    model, x = build_model(ModelSpec("airbench", width=0.25), 10).train(), torch.rand(8, 3, 32, 32)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.normal_(norm.bias, std=0.2)
+    model(x)
+    for norm in norms:
+        norm.eval()  # with the statistics of x, while its layer trains and pools first
+    expected = model(x).detach().numpy()
+    np.testing.assert_allclose(fold_batchnorm(model)(x).detach().numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_stem_of_airbench_decorrelates_neighbouring_pixels(clear):
+    pixels = torch.from_numpy(clear[0]).permute(0, 3, 1, 2).contiguous()
+    model = build_model(ModelSpec("airbench", width=0.25), 10)
+    before = model.stem.weight.clone()
+    model.whiten(pixels)
+    assert not torch.equal(before, model.stem.weight)
+    assert torch.equal(model.stem.weight[:12], -model.stem.weight[12:])
+    found = model.stem(model.normalise(pixels.float() / 255)).transpose(0, 1).flatten(1)[:12]
+    covariance = found @ found.T / found.shape[1]
+    spread = covariance.diagonal()
+    assert float((covariance - torch.diag(spread)).abs().max()) < 0.02
+    assert float(spread.max()) == pytest.approx(1, abs=0.02)
+    names = shallow_tensors(fold_batchnorm(model), 2)
+    assert names == ("stem.weight", "stem.bias", "features.0.conv.weight", "features.0.conv.bias")
+
+
+@pytest.mark.parametrize("architecture", ["vgg16", "airbench"])
+def test_widths_that_do_not_fit_are_refused(architecture):
+    with pytest.raises(InputError, match="positive"):
+        build_model(ModelSpec(architecture, widths=(8, 0)), 10)
+
+
 def test_full_width_has_the_papers_shallow_parameters():
     model = fold_batchnorm(build_model(ModelSpec(), 10))
     parameters = dict(model.named_parameters())
@@ -47,7 +83,9 @@ def test_resnet50s_five_layers_are_blocks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "width"), [("vgg16", 0.25), ("resnet18", 0.25), ("mobilenet_v2", 1.0)])
+@pytest.mark.parametrize(
+    ("architecture", "width"), [("vgg16", 0.25), ("airbench", 0.25), ("resnet18", 0.25), ("mobilenet_v2", 1.0)]
+)
 def test_folding_changes_no_output_and_survives_the_export(architecture, width):
     model = trained_like(ModelSpec(architecture, width=width))
     folded = fold_batchnorm(model)

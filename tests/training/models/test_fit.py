@@ -3,6 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from rws.errors import InputError
+from rws.training.corruptions import seeds_for
 from rws.training.data.images import Images
 from rws.training.models.architectures import ModelSpec, build_model
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, batches, crop_and_flip, fit
@@ -86,6 +87,13 @@ def test_batches_are_the_same_for_the_same_epoch_and_differ_between_epochs(image
 
     assert all(torch.equal(a, b) for a, b in zip(epoch(0), epoch(0), strict=True))
     assert not torch.equal(epoch(0)[0], epoch(1)[0])
+
+
+def test_a_share_of_the_images_is_corrupted(images):
+    pixels = images.pixels[:50].repeat(8, 1, 1, 1)
+    found = Corrupted("all", (1.0, 5.0), share=0.3)(pixels, seeds_for(0, len(pixels)))
+    changed = (found != pixels).flatten(1).any(1)
+    assert 0.2 < changed.float().mean() < 0.4
 
 
 def test_cropping_keeps_real_pixels(images):
