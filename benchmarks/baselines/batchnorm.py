@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from rws.benchmarks.baselines.base import bytes_of, classes_of, digest_of, prepared, size_of, to_torch
 from rws.benchmarks.streams.protocols import Floats, Ints
+from rws.edge.bundle.bundle import Bundle
+from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
 from rws.oracle.belief import per_type
 from rws.oracle.classifier import Oracle
@@ -78,19 +80,24 @@ class NormsOfTypes:
     Args:
         module: with BatchNorm; taken over.
         statistics: of each of `CORRUPTIONS`.
-        oracle: names the corruption of each frame; None: the ground truth does.
+        bundle: whose oracle names the corruption of each frame; None: the ground truth does.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, statistics: Sequence[Statistics], oracle: Oracle | None = None
+        self, name: str, module: nn.Module, statistics: Sequence[Statistics], bundle: Bundle | None = None
     ) -> None:
         batch_norms(module)
-        self.name, self._module, self._oracle = name, prepared(module), oracle
+        self.name, self._module = name, prepared(module)
+        self._oracle = None if bundle is None else bundle.oracle(threads=1)
         own = {key: tensor.clone() for key, tensor in module.state_dict().items() if key in statistics[0]}
         self._statistics = (own, *statistics)
         tensors = [tensor for part in statistics for tensor in part.values()]
         self.carried_bytes = size_of(module) + bytes_of(tensors)
         digests = [digest_of(module), *(tensor.numpy().tobytes().hex() for tensor in tensors)]
+        if bundle is not None:
+            file = bundle.manifest.files[ORACLE]
+            self.carried_bytes += file.bytes
+            digests.append(file.sha256)
         self.identity = hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def reset(self) -> None:

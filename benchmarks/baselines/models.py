@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -27,15 +28,14 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import STATE, Store
 from rws.training.models.architectures import ModelSpec, build_model
-from rws.training.models.export import stored_weights
-from rws.training.models.fit import Corrupted, FitRecipe, fit, to_input
+from rws.training.models.fit import Corrupted, FitRecipe, fit, full_batches, predict, to_input
 from rws.training.models.loop import Plan
 
 MODELS_VERSION = 1
 """Raise it when the same recipe and images give other models."""
 
 COUNTED = 10_000
-"""Training images that statistics are taken over, about."""
+"""Training images that statistics are taken over."""
 
 AUGMENTED = FitRecipe(epochs=24, batch_size=128, learning_rate=0.1, warmup=0.1, label_smoothing=0.05)
 
@@ -62,13 +62,16 @@ class AllCorrupted(Corrupted):
 
 @dataclass(frozen=True)
 class AugMixed(Corrupted):
-    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as torchvision has it, without its second term of the loss."""
+    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as torchvision has it, without its second term of the loss.
+
+    As there, without operations that are among the corruptions of the test.
+    """
 
     name: str | None = "augmix"
 
     def __call__(self, pixels: Tensor, seeds: Tensor) -> Tensor:
         """Mix each of uint8 (N, 3, H, W) with chains of simple operations; the draw depends only on the seeds (N,)."""
-        mix = torchvision.transforms.AugMix()
+        mix = torchvision.transforms.AugMix(all_ops=False)
         found = []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(pixels, seeds.tolist(), strict=True):
@@ -78,8 +81,9 @@ class AugMixed(Corrupted):
 
 
 def folded_weights(model: bytes) -> dict[str, Tensor]:
-    """Return the weights of an exported ONNX model by name, float32."""
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in stored_weights(model).items()}
+    """Return the initialisers of an ONNX model by name, float32."""
+    graph = onnx.load_model_from_string(model).graph
+    return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
 
 def unfold(module: nn.Module, weights: dict[str, Tensor], images: Images) -> nn.Module:
@@ -142,9 +146,8 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
     ]
 
 
-@torch.inference_mode()
 def _statistics(module: nn.Module, norms: list[str], images: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    # Mean and (biased) variance of what each BatchNorm normalises when it is trained, over the images, float64 (C,).
+    # Mean and (biased) variance of what each BatchNorm normalises, over the images, float64 (C,).
     sums, squares, count = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
 
     def add(name: str, given: Tensor) -> None:
@@ -153,15 +156,11 @@ def _statistics(module: nn.Module, norms: list[str], images: Images) -> tuple[di
         squares[name] = squares.get(name, 0) + flat.square().sum(1)
         count[name] = count.get(name, 0) + flat.shape[1]
 
-    module.train()
-    for name in norms:
-        _norm(module, name).eval()
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _layer, given, name=name: add(name, given[0]))
         for name in norms
     ]
-    for part in torch.split(images.pixels, 500):
-        module(to_input(part))
+    predict(module, images.pixels, batch_size=500)
     for handle in handles:
         handle.remove()
     mean = {name: sums[name] / count[name] for name in norms}
@@ -183,9 +182,15 @@ def _recipe_of(bundle: Bundle) -> Recipe:
     return Recipe(name=stored["name"], seed=stored["seed"], **parsed)
 
 
-def _spread(images: Images) -> Tensor:
-    """Return about `COUNTED` images: they lie class by class."""
-    return images.pixels[:: max(1, len(images) // COUNTED)]
+def _kind(job: str, recipe: FitRecipe) -> str:
+    """Return the kind of a step: what it costs depends on the batch and on what is done to images."""
+    return f"step of {recipe.batch_size} {'AugMix' if job == 'augmix' else 'corrupted'}"
+
+
+def _counted(images: Images) -> tuple[Tensor, ...]:
+    """Return full batches of `COUNTED` images, or of all, in random order: they lie class by class."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COUNTED]
+    return tuple(images.pixels[index] for index in full_batches(order, 500))
 
 
 class BaselineModels:
@@ -258,11 +263,10 @@ class BaselineModels:
         for number, name in enumerate(CORRUPTIONS):
 
             def made(images: Images, _checkpoint: Path | None, name: str = name) -> Mapping[str, Tensor]:
-                model, pixels = self.unfolded(), _spread(images)
-                seeds = seeds_for(derive_seed(self.recipe.seed, "statistics of types"), len(pixels))
-                corrupted = Corrupted(name, self.recipe.signatures.severity)
-                parts = zip(torch.split(pixels, 500), torch.split(seeds, 500), strict=True)
-                update_bn((to_input(corrupted(*part)) for part in parts), model)
+                model, corrupted = self.unfolded(), Corrupted(name, self.recipe.signatures.severity)
+                seeds = seeds_for(derive_seed(self.recipe.seed, "statistics of types"), COUNTED)
+                parts = zip(_counted(images), torch.split(seeds, 500), strict=False)
+                update_bn((to_input(corrupted(part, own[: len(part)])) for part, own in parts), model)
                 state = model.state_dict()
                 return {key: tensor for key, tensor in state.items() if key.endswith(("running_mean", "running_var"))}
 
@@ -275,8 +279,7 @@ class BaselineModels:
 
         def made(images: Images, _checkpoint: Path | None) -> Mapping[str, Tensor]:
             split = Split(self.unfolded())
-            parts = torch.split(_spread(images), 500)
-            return {"centre": torch.cat([split(to_input(part))[0] for part in parts]).mean(0)}
+            return {"centre": torch.cat([split(to_input(part))[0] for part in _counted(images)]).mean(0)}
 
         return self._stored("centre", [COUNTED], made)["centre"]
 
@@ -285,7 +288,7 @@ class BaselineModels:
 
         def trained(images: Images, checkpoint: Path | None) -> Mapping[str, Tensor]:
             model = self.unfolded()
-            report = job_log(self.folder, job, self._progress, self._left, {"steps": f"step of {recipe.batch_size}"})
+            report = job_log(self.folder, job, self._progress, self._left, {"steps": _kind(job, recipe)})
             fit(model, images, recipe, corrupted=corrupted, seed=seed, checkpoint=checkpoint, report=report)
             report({"done": True})
             return model.state_dict()
@@ -311,8 +314,9 @@ class BaselineModels:
         for job, recipe in jobs.items():
             plan = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "")
             images, short = self.train.first(recipe.batch_size), replace(recipe, epochs=1)
-            probe = partial(fit, self._network(), images, short, corrupted=AllCorrupted())
-            self._left.plan(job, f"step of {recipe.batch_size}", plan.steps, probe)
+            seen = AugMixed() if job == "augmix" else AllCorrupted()
+            probe = partial(fit, self._network(), images, short, corrupted=seen)
+            self._left.plan(job, _kind(job, recipe), plan.steps, probe)
         self.augmented()
         self.augmix()
         for corruption in CORRUPTIONS:

@@ -47,9 +47,7 @@ BASELINES: Mapping[str, Callable[[BaselineModels], Baseline]] = {
     ),
     "bn_batch": lambda models: Fixed("bn_batch", adapt_norms(models.unfolded(), prior=0)),
     "bn_prior": lambda models: Fixed("bn_prior", adapt_norms(models.unfolded(), PRIOR_IMAGES)),
-    "bn_types": lambda models: NormsOfTypes(
-        "bn_types", models.unfolded(), models.statistics(), models.bundle.oracle(threads=1)
-    ),
+    "bn_types": lambda models: NormsOfTypes("bn_types", models.unfolded(), models.statistics(), models.bundle),
     "bn_types_perfect": lambda models: NormsOfTypes("bn_types_perfect", models.unfolded(), models.statistics()),
     "neo": lambda models: Recentred("neo", fold_batchnorm(models.unfolded()), models.centre()),
     "lame": lambda models: Lame("lame", fold_batchnorm(models.unfolded())),

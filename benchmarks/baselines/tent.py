@@ -15,7 +15,8 @@ from rws.benchmarks.streams.protocols import Floats, Ints
 
 TENT_RATE, TENT_BATCH = 1e-3, 200
 SAR_RATE, SAR_BATCH, SAR_MOMENTUM = 2.5e-4, 64, 0.9
-RADIUS, RELIABLE, COLLAPSED, REMEMBERED = 0.05, 0.4, 0.2, 0.9  # ρ, E₀ / ln K, e₀ and its moving average's momentum
+RADIUS, RELIABLE, REMEMBERED = 0.05, 0.4, 0.9  # ρ, E₀ / ln K, momentum of the moving average that e₀ is for
+COLLAPSED = 0.2 / math.log(1000)  # e₀ / ln K: published for 1,000 classes
 
 
 class Tent:
@@ -60,14 +61,14 @@ class Tent:
 
 
 class Sar(Tent):
-    """Sharpness-aware entropy minimisation over frames whose answers are sure; starts again when all answers are alike.
+    """Sharpness-aware entropy minimisation over frames with sure answers; starts again when their entropy gets too low.
 
-    The last quarter of the norms stays as it is; the rate is in proportion to the batch, up to the published batch.
+    The last quarter of the norms stays as it is; the rate is as the authors' code has it for each size of the batch.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__(name, module)
-        for parameter in self._adapted[-(len(self._adapted) // 8) * 2 :]:
+        for parameter in self._adapted[len(self._adapted) - len(self._adapted) // 8 * 2 :]:
             parameter.requires_grad_(False)
         trained = [parameter for parameter in self._adapted if parameter.requires_grad]
         self.carried_bytes = size_of(self._module) + 3 * bytes_of(trained)  # to go back to, gradients, momentum
@@ -100,9 +101,9 @@ class Sar(Tent):
             with torch.no_grad():
                 for parameter, value in before_climb:
                     parameter.copy_(value)
-            self._optimiser.param_groups[0]["lr"] = SAR_RATE * min(1, len(x) / SAR_BATCH)
+            self._optimiser.param_groups[0]["lr"] = SAR_RATE * min(1, 2 * len(x) / SAR_BATCH)
             self._optimiser.step()
-            if self._mean is not None and self._mean < COLLAPSED:
+            if self._mean is not None and self._mean < COLLAPSED * math.log(logits.shape[1]):
                 self.reset()
         return classes_of(logits.detach())
 

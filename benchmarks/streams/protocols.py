@@ -24,7 +24,7 @@ PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated", "potpourri")
 """`iid`: one type after another, methods reset before each (Tent, Wang et al. 2021). `mixed`: another type at each
 frame (SAR, Niu et al. 2023). `continual`: blocks in random order (CoTTA, Wang et al. 2022). As that: `gradual`,
 severity climbs and falls in each block (CoTTA); `correlated`, labels are sorted in it (NOTE, Gong et al. 2022).
-`potpourri`: as `mixed`, but every other frame is clean, as in potpourri+ (MoETTA, arXiv 2511.13760)."""
+`potpourri`: as `mixed`, but half of the frames are clean, as in potpourri+ (MoETTA, arXiv 2511.13760)."""
 SHUFFLED = ("mixed", "potpourri")
 TYPES = 1 + len(CORRUPTIONS)
 LEVELS = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -86,7 +86,8 @@ def make_stream(
 
     Args:
         labels: int64 (M,), class of each clean image.
-        frames: frames per type, clean included. Each type shows the same images, drawn by the seed.
+        frames: frames per type, clean included. Each type shows the same images, drawn by the seed; in `potpourri` the
+            clean ones come as often as all others together.
         severity: 0 < severity ≤ 5 of every corrupted frame (`gradual`: of the middle of each block; rounded for
             corruptions of whole severities, 0 being clean); or "all": the five equally often, in
             separate blocks; in `mixed`, changing from frame to frame (`gradual` runs through all of them, up to 5).

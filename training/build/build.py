@@ -39,7 +39,7 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
 from rws.training.models.architectures import Airbench, build_model, fold_batchnorm, shallow_tensors, take_fitting
-from rws.training.models.export import export_onnx, stored_as_half
+from rws.training.models.export import export_onnx
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
@@ -135,7 +135,7 @@ class Build:
         """Return the untrained init: a new classifier, or the ancestor's body under a new head."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model, len(self.train.classes))
-        if isinstance(model, Airbench):
+        if isinstance(model, Airbench) and not self.recipe.model.weights:
             model.whiten(self.train.pixels[:: max(1, len(self.train) // 5000)].cpu())
         if self.ancestor is not None:
             head = next(name for name, layer in reversed([*model.named_modules()]) if isinstance(layer, nn.Linear))
@@ -269,9 +269,8 @@ class Build:
 
     @cached_property
     def _network(self) -> bytes:
-        if self.onto is not None:
-            return self.onto.read(MODEL)
-        return stored_as_half(export_onnx(self.folded, self.train.size, keep=self.tensors), self.tensors)
+        onto = self.onto
+        return onto.read(MODEL) if onto else export_onnx(self.folded, self.train.size, keep=self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()

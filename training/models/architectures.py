@@ -1,5 +1,6 @@
 """Classifiers with their input normalisation inside, and where their shallow layers are."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -96,14 +97,13 @@ class VGG16(nn.Module):
 class _Layer(nn.Module):
     """A convolution, `pool` x `pool` maxima, BatchNorm and ReLU.
 
-    BatchNorm does not scale. So it may come before the maxima, where it folds into the convolution, or after them,
-    where there are fewer numbers: what is trained.
+    BatchNorm does not scale. So `norm_first`, as it is folded, changes nothing; after the maxima it has fewer numbers.
     """
 
     def __init__(self, before: int, after: int, pool: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
-        self.norm, self.pool = nn.BatchNorm2d(after), pool
+        self.norm, self.pool, self.norm_first = nn.BatchNorm2d(after), pool, False
         self.norm.weight.requires_grad_(False)
         with torch.no_grad():
             nn.init.dirac_(self.conv.weight[:before])  # it begins as a copy of what it is given, and random filters
@@ -112,7 +112,9 @@ class _Layer(nn.Module):
         x = self.conv(x)
         if self.pool == 1:
             return F.relu(self.norm(x))
-        return F.relu(self.norm(F.max_pool2d(x, self.pool)) if self.training else F.max_pool2d(self.norm(x), self.pool))
+        return F.relu(
+            F.max_pool2d(self.norm(x), self.pool) if self.norm_first else self.norm(F.max_pool2d(x, self.pool))
+        )
 
 
 class Airbench(nn.Module):
@@ -274,7 +276,11 @@ def _in_order(network: VGG16, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode with every BatchNorm folded into its convolution; parameter names are kept."""
-    return fuse(model.eval().float())
+    copied = copy.deepcopy(model.eval().float())
+    for layer in copied.modules():
+        if isinstance(layer, _Layer):
+            layer.norm_first = True
+    return fuse(copied)
 
 
 def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:

@@ -6,16 +6,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rws.errors import InputError
 
 OPSET = 18
-_HALF, _SMALL = ".half", 64  # what ends the name of weights in 16 bits, and fewer values that are not worth it
 
 
 def export_onnx(
@@ -68,26 +65,18 @@ def export_onnx(
     return bytes(model.SerializeToString())
 
 
-def stored_as_half(network: bytes, keep: Sequence[str] = ()) -> bytes:
-    """Return the same network with its weights stored in 16 bits; a Cast widens each again when a session is made.
-
-    The weights named `keep` and small ones stay as they are.
-    """
+def stored_as_half(network: bytes) -> bytes:
+    """Return the same network with its weights stored in 16 bits; a Cast widens each again when a session is made."""
     model = onnx.load_from_string(network)
     casts = []
     for tensor in model.graph.initializer:
-        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.ndim > 1 and values.size >= _SMALL and name not in keep:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), name + _HALF))
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float16"), name))
+            tensor.name = f"{name}.half"
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
-
-
-def stored_weights(network: bytes) -> dict[str, NDArray[Any]]:
-    """Return the initialisers of a network by the names that its nodes know; those stored in 16 bits are float16."""
-    tensors = onnx.load_model_from_string(network).graph.initializer
-    return {tensor.name.removesuffix(_HALF): onnx.numpy_helper.to_array(tensor).copy() for tensor in tensors}

@@ -40,7 +40,7 @@ class FitRecipe:
     label_smoothing: Share = 0.0
     crop: Annotated[int, Field(ge=0)] = 4
     precision: Precision = "bf16"
-    corrupted_share: Share = 0.0
+    corrupted_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)

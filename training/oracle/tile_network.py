@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import ORACLE
-from rws.training.models.export import stored_weights
 from rws.training.oracle.network import SHARPNESS
 
 FILTERS, WIDTHS = 16, (32, 64, 96)  # as in the oracle of small images
@@ -124,9 +124,13 @@ class TileNetwork(nn.Module):
 
 def _arrays(network: bytes) -> Mapping[str, Tensor]:
     """Return the weights of an exported oracle by their names in torch."""
-    arrays = stored_weights(network).items()
-    kept = {name.removeprefix("network."): array for name, array in arrays if array.dtype.kind == "f"}
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in kept.items()}
+    tensors = onnx.load_model_from_string(network).graph.initializer
+    arrays: dict[str, NDArray[np.generic]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+    kept = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+    return {
+        name.removesuffix(".half").removeprefix("network."): torch.from_numpy(array.astype(np.float32))
+        for name, array in kept.items()
+    }
 
 
 def with_pooling(network: bytes) -> bytes:

@@ -5,11 +5,11 @@ from rws.benchmarks.oracle.filter_tuning import (
     LARGEST_CLEAN_LOSS,
     LARGEST_LOSS_ON_MIXED,
     SPACE,
+    TUNED,
     beats,
     fitting_space,
     tune_filter,
 )
-from rws.benchmarks.streams.protocols import PROTOCOLS
 from rws.edge.bundle.bundle import Bundle
 from rws.errors import InputError
 from rws.training.evaluation.evaluator import EvaluationOptions, silent
@@ -36,7 +36,7 @@ def test_the_search_takes_the_best_that_costs_nothing_on_mixed(image_folder):
         if row["filter"] == found["best"]["filter"] and row["policy"] == found["best"]["policy"]
     )
     assert len(found["tried"]) == len(lines) >= 4
-    assert all(set(row["regret"]) == set(row["ta_lost"]) == set(PROTOCOLS) for row in found["tried"])
+    assert all(set(row["regret"]) == set(row["ta_lost"]) == set(TUNED) for row in found["tried"])
     allowed = [
         row
         for row in found["tried"]
