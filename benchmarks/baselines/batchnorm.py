@@ -1,8 +1,8 @@
 """BatchNorm with other statistics: of the batch, alone or mixed with those of the training images, or of a corruption.
 
 Nado et al. 2020, "Evaluating prediction-time batch normalization for robustness under covariate shift"; Schneider et
-al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1; Rezaei and Norouzzadeh
-2023, "Quick and robust domain adaptation by corruption-specific BatchNorm statistics"."""
+al. 2020, "Improving robustness against common corruptions by covariate shift adaptation", eq. 1. Of a corruption that
+is named for each frame: Rezaei and Norouzzadeh 2023 (arXiv 2310.20074)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,10 @@ from torch.nn import functional as F
 
 from rws.benchmarks.baselines.base import bytes_of, classes_of, digest_of, prepared, size_of, to_torch
 from rws.benchmarks.streams.protocols import Floats, Ints
+from rws.benchmarks.streams.scores import named_types
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import ORACLE
 from rws.errors import InputError
-from rws.oracle.belief import per_type
-from rws.oracle.classifier import Oracle
-from rws.training.corruptions import CORRUPTIONS
 
 Statistics = Mapping[str, Tensor]
 """`<norm>.running_mean` and `<norm>.running_var` of every BatchNorm, float32 (C,)."""
@@ -93,12 +91,12 @@ class NormsOfTypes:
         self._statistics = (own, *statistics)
         tensors = [tensor for part in statistics for tensor in part.values()]
         self.carried_bytes = size_of(module) + bytes_of(tensors)
-        digests = [digest_of(module), *(tensor.numpy().tobytes().hex() for tensor in tensors)]
+        hasher = hashlib.sha256(digest_of(module).encode() + b"".join(tensor.numpy().tobytes() for tensor in tensors))
         if bundle is not None:
             file = bundle.manifest.files[ORACLE]
             self.carried_bytes += file.bytes
-            digests.append(file.sha256)
-        self.identity = hashlib.sha256("".join(digests).encode()).hexdigest()
+            hasher.update(file.sha256.encode())
+        self.identity = hasher.hexdigest()
 
     def reset(self) -> None:
         """Do nothing: no state is kept."""
@@ -106,16 +104,11 @@ class NormsOfTypes:
     @torch.inference_mode()
     def classify(self, x: Floats, types: Ints, severities: Floats) -> Ints:
         """See `Method`; frames of one type go through the network together."""
-        named, classes = types if self._oracle is None else _named(self._oracle, x), np.empty(len(x), np.int64)
+        named, classes = types, np.empty(len(x), np.int64)
+        if self._oracle is not None:
+            named = named_types(self._oracle.observe_batch(x), self._oracle.corruptions)
         for kind in np.unique(named):
             self._module.load_state_dict(self._statistics[kind + 1], strict=False)
             chosen = np.flatnonzero(named == kind)
             classes[chosen] = classes_of(self._module(to_torch(x[chosen])))
         return classes
-
-
-def _named(oracle: Oracle, x: Floats) -> Ints:
-    """Return the most probable type of each frame as in `Stream`."""
-    types = per_type(oracle.observe_batch(x), len(oracle.corruptions)).argmax(1)
-    found: Ints = np.array([-1, *(CORRUPTIONS.index(name) for name in oracle.corruptions)])[types]
-    return found

@@ -62,9 +62,9 @@ class AllCorrupted(Corrupted):
 
 @dataclass(frozen=True)
 class AugMixed(Corrupted):
-    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as torchvision has it, without its second term of the loss.
+    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as torchvision has it, without the Jensen-Shannon loss.
 
-    As there, without operations that are among the corruptions of the test.
+    As in the paper, operations that are among the corruptions of the test are left out.
     """
 
     name: str | None = "augmix"
@@ -187,12 +187,6 @@ def _kind(job: str, recipe: FitRecipe) -> str:
     return f"step of {recipe.batch_size} {'AugMix' if job == 'augmix' else 'corrupted'}"
 
 
-def _counted(images: Images) -> tuple[Tensor, ...]:
-    """Return full batches of `COUNTED` images, or of all, in random order: they lie class by class."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COUNTED]
-    return tuple(images.pixels[index] for index in full_batches(order, 500))
-
-
 class BaselineModels:
     """The baselines' models, each trained once and kept; a training that was stopped continues from its last epoch.
 
@@ -259,27 +253,30 @@ class BaselineModels:
 
     def statistics(self) -> list[Mapping[str, Tensor]]:
         """Return the statistics of every BatchNorm of the classifier on images with each of `CORRUPTIONS`."""
-        found = []
-        for number, name in enumerate(CORRUPTIONS):
+        return [self._statistics_of(Corrupted(name, self.recipe.signatures.severity)) for name in CORRUPTIONS]
 
-            def made(images: Images, _checkpoint: Path | None, name: str = name) -> Mapping[str, Tensor]:
-                model, corrupted = self.unfolded(), Corrupted(name, self.recipe.signatures.severity)
-                seeds = seeds_for(derive_seed(self.recipe.seed, "statistics of types"), COUNTED)
-                parts = zip(_counted(images), torch.split(seeds, 500), strict=False)
-                update_bn((to_input(corrupted(part, own[: len(part)])) for part, own in parts), model)
-                state = model.state_dict()
-                return {key: tensor for key, tensor in state.items() if key.endswith(("running_mean", "running_var"))}
+    def _statistics_of(self, corrupted: Corrupted) -> Mapping[str, Tensor]:
+        def made(images: Images, _checkpoint: Path | None) -> Mapping[str, Tensor]:
+            model, parts = self.unfolded(), self._counted(images)
+            seeds = torch.split(seeds_for(derive_seed(self.recipe.seed, "statistics of types"), COUNTED), 500)
+            pairs = zip(parts, seeds, strict=False)
+            update_bn((to_input(corrupted(part, own[: len(part)])) for part, own in pairs), model)
+            state = model.state_dict()
+            return {key: tensor for key, tensor in state.items() if key.endswith(("running_mean", "running_var"))}
 
-            severity = self.recipe.signatures.severity
-            found.append(self._stored(f"statistics-{name}", [number, severity, COUNTED], made))
-        return found
+        return self._stored(f"statistics-{corrupted.name}", [repr(corrupted), COUNTED], made)
+
+    def _counted(self, images: Images) -> tuple[Tensor, ...]:
+        """Return full batches of `COUNTED` images, or of all, in random order: they lie class by class."""
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.recipe.seed))
+        return tuple(images.pixels[index] for index in full_batches(order[:COUNTED], 500))
 
     def centre(self) -> Tensor:
         """Return the mean of the classifier's last features on clean training images, float32 (F,)."""
 
         def made(images: Images, _checkpoint: Path | None) -> Mapping[str, Tensor]:
             split = Split(self.unfolded())
-            return {"centre": torch.cat([split(to_input(part))[0] for part in _counted(images)]).mean(0)}
+            return {"centre": torch.cat([split(to_input(part))[0] for part in self._counted(images)]).mean(0)}
 
         return self._stored("centre", [COUNTED], made)["centre"]
 

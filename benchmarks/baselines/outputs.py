@@ -66,7 +66,7 @@ class Recentred(Fixed):
 
 
 class Lame(Fixed):
-    """LAME (Boudiaf et al. 2022, CVPR, Sec. 4): answers of a batch are drawn to those of their nearest neighbours.
+    """LAME (Boudiaf et al. 2022, arXiv 2201.05718): answers of a batch are drawn to those of their nearest neighbours.
 
     A batch of one is answered as without it.
     """
@@ -91,7 +91,7 @@ def neighbours(features: Tensor) -> Tensor:
 
 
 def laplacian(log_shares: Tensor, affinity: Tensor) -> Tensor:
-    """Return shares, float32 (N, K), that agree with log shares and among neighbours (there, eq. 6, Algorithm 1)."""
+    """Return shares, float32 (N, K), that agree with log shares and among neighbours: what LAME minimises."""
     shares, before = log_shares.exp(), float("nan")
     for _ in range(MOST_STEPS):
         pull = affinity @ shares

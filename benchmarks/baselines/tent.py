@@ -2,7 +2,7 @@
 
 Tent: Wang et al. 2021, "Fully test-time adaptation by entropy minimization". The published rate for CIFAR-10-C, 1e-3,
 is for batches of 200; `scaled` takes a rate in proportion to the batch. SAR: Niu et al. 2023, "Towards stable test-time
-adaptation in dynamic wild world", Sec. 4 and Algorithm 1."""
+adaptation in dynamic wild world" (arXiv 2302.12400), with the numbers of the authors' code."""
 
 import math
 

@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from rws.benchmarks.streams.protocols import Floats, Ints, Method, Stream, frames_of
-from rws.benchmarks.streams.scores import NAMES
+from rws.benchmarks.streams.scores import NAMES, named_types
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
 from rws.errors import check_known
-from rws.oracle.belief import Belief, per_type
+from rws.oracle.belief import Belief
 from rws.oracle.classifier import Oracle
 from rws.oracle.policy import ReferencePolicy
 from rws.records import Mix
@@ -216,6 +216,4 @@ def _choices(method: Ours, stream: Stream, joint: Floats, keys: dict[MixKey, int
             beliefs[frame] = belief.joint
     if not method.observes:
         return mix, np.zeros(0, np.int64)
-    names = method.oracle.corruptions
-    most = per_type(beliefs, len(names)).argmax(1)
-    return mix, np.array([0, *(NAMES.index(name) for name in names)])[most]
+    return mix, named_types(beliefs, method.oracle.corruptions) + 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rws.benchmarks.common.tables import Record
 from rws.benchmarks.streams.protocols import SHUFFLED, TYPES, Flags, Floats, Ints, Stream
-from rws.oracle.belief import CLEAN, certain
+from rws.oracle.belief import CLEAN, certain, per_type
 from rws.oracle.policy import GainTable, ReferencePolicy
 from rws.records import Mix
 from rws.training.corruptions import CORRUPTIONS
@@ -20,6 +20,16 @@ from rws.training.corruptions import CORRUPTIONS
 RIGHT_WITHIN = 1.0
 NAMES = (CLEAN, *CORRUPTIONS)
 """The types in the order of every list by type: clean, then the corruptions."""
+
+
+def named_types(joint: Floats, corruptions: Sequence[str]) -> Ints:
+    """Return the most probable types, int64 (N,), as in `Stream`.
+
+    `joint`: beliefs over clean and `corruptions`, float32 (N, 1 + C·S).
+    """
+    places = np.array([-1, *(CORRUPTIONS.index(name) for name in corruptions)])
+    found: Ints = places[per_type(joint, len(corruptions)).argmax(1)]
+    return found
 
 
 def mean_by_type(stream: Stream, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -167,7 +167,13 @@ class Build:
         """Train the standard model that all others continue from, or load it."""
         model = self.new_model()
         shallow_tensors(fold_batchnorm(model), self.recipe.signatures.layers)  # refuses too few before the training
-        return self._fit("init", model, self.recipe.init, _seen(self.recipe.init), self.recipe.seed, *self._ancestors())
+        return self._fit("init", model, self.recipe.init, self._standard, self.recipe.seed, *self._ancestors())
+
+    @property
+    def _standard(self) -> Corrupted:
+        """What a standard model sees."""
+        share = self.recipe.corrupted_share
+        return Corrupted("all", (1.0, 5.0), share) if share else Corrupted()
 
     def _ancestors(self) -> list[Any]:
         before = self.ancestor
@@ -183,8 +189,8 @@ class Build:
         return self.continued(job, fold_batchnorm(init) if first else init, recipe, corrupted, self.recipe.init, first)
 
     def std(self) -> nn.Module:
-        """Train θ_std: the init, continued on clean images."""
-        return self._continue("std", self.recipe.continued, _seen(self.recipe.continued))
+        """Train θ_std: the init, continued on the same images."""
+        return self._continue("std", self.recipe.continued, self._standard)
 
     def robust(self, corruption: str) -> nn.Module:
         """Train θ_r: the init, continued on images with one corruption."""
@@ -362,9 +368,9 @@ class Build:
         if {"robust", "residual"} & set(kinds):
             fits |= {f"robust-{name}": (recipe.robust, corrupted) for name in CORRUPTIONS}
         if "std" in kinds or signatures:
-            fits["std"] = (recipe.continued, _seen(recipe.continued))
+            fits["std"] = (recipe.continued, self._standard)
         if "init" in kinds or fits:
-            fits["init"] = (recipe.init, _seen(recipe.init))
+            fits["init"] = (recipe.init, self._standard)
         untrained = build_model(replace(recipe.model, weights=""), len(self.train.classes)).to(self.device).eval()
         for job, (how, seen) in fits.items():
             self._plan_steps(job, _kind_of_fit(how, seen), how, partial(fit, untrained, corrupted=seen))
@@ -385,12 +391,6 @@ class Build:
         steps = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "").steps
         one = {"data": self.train.first(recipe.batch_size), "recipe": replace(recipe, epochs=1)}
         self.time_left.plan(job, kind, steps, partial(made, **one))
-
-
-def _seen(recipe: FitRecipe) -> Corrupted:
-    """Return what a standard model sees."""
-    share = recipe.corrupted_share
-    return Corrupted("all", (1.0, 5.0), share) if share else Corrupted()
 
 
 def _kind_of_fit(recipe: FitRecipe, corrupted: Corrupted) -> str:

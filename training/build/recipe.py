@@ -78,6 +78,7 @@ class Recipe:
     """Everything that decides a bundle, except the images.
 
     From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model of all corruptions (`augmented`).
+    `corrupted_share`: part of the images of `init` and `continued` that get one of all corruptions, severity 1…5.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Recipe:
     oracle: OracleRecipe = field(default_factory=OracleRecipe)
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     stream: StreamRecipe = field(default_factory=StreamRecipe)
+    corrupted_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 def load_recipe(name: str | Path) -> Recipe:

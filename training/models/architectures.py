@@ -64,14 +64,19 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+def _widths(spec: ModelSpec, default: tuple[int, ...]) -> tuple[int, ...]:
+    widths = spec.widths or tuple(round(width * spec.width) for width in default)
+    if len(widths) != len(default) or min(widths) < 1:
+        raise InputError(f"{spec.architecture} needs {len(default)} positive widths, got {widths}")
+    return widths
+
+
 class VGG16(nn.Module):
     """Simonyan & Zisserman 2015 for small images as in Cai et al. 2023: 13 convolutions, a global mean, one layer."""
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()
-        widths = spec.widths or tuple(round(width * spec.width) for width in VGG16_WIDTHS)
-        if len(widths) != len(VGG16_STAGES) or min(widths) < 1:
-            raise InputError(f"VGG-16 needs five positive stage widths, got {widths}")
+        widths = _widths(spec, VGG16_WIDTHS)
         layers: list[nn.Module] = []
         channels = 3
         for convolutions, width in zip(VGG16_STAGES, widths, strict=True):
@@ -95,42 +100,37 @@ class VGG16(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A convolution, `pool` x `pool` maxima, BatchNorm and ReLU.
+    """A convolution, 2 x 2 maxima if it is to `halve`, BatchNorm and ReLU.
 
     BatchNorm does not scale. So `norm_first`, as it is folded, changes nothing; after the maxima it has fewer numbers.
     """
 
-    def __init__(self, before: int, after: int, pool: int = 1) -> None:
+    def __init__(self, before: int, after: int, halve: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
-        self.norm, self.pool, self.norm_first = nn.BatchNorm2d(after), pool, False
+        self.norm, self.pool = nn.BatchNorm2d(after), nn.MaxPool2d(2) if halve else nn.Identity()
+        self.norm_first = False
         self.norm.weight.requires_grad_(False)
         with torch.no_grad():
             nn.init.dirac_(self.conv.weight[:before])  # it begins as a copy of what it is given, and random filters
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        if self.pool == 1:
-            return F.relu(self.norm(x))
-        return F.relu(
-            F.max_pool2d(self.norm(x), self.pool) if self.norm_first else self.norm(F.max_pool2d(x, self.pool))
-        )
+        return F.relu(self.pool(self.norm(x)) if self.norm_first else self.norm(self.pool(x)))
 
 
 class Airbench(nn.Module):
-    """A stem and three blocks of two convolutions for small images, after Jordan 2024 (arXiv 2404.00498, Sec. 3).
+    """A stem and three blocks of two convolutions for small images, after Jordan 2024 (arXiv 2404.00498).
 
-    Without its GELU, its faster biases and its test-time augmentation. The stem is not trained: see `whiten`.
+    GELU, the faster rate of biases and augmentation at test time are left out. The stem is not trained, see `whiten`.
     """
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
         super().__init__()
-        widths = spec.widths or tuple(round(width * spec.width) for width in AIRBENCH_WIDTHS)
-        if len(widths) != len(AIRBENCH_WIDTHS) or min(widths) < 1:
-            raise InputError(f"Airbench needs three positive widths, got {widths}")
+        widths = _widths(spec, AIRBENCH_WIDTHS)
         layers: list[nn.Module] = []
         for before, after in pairwise((STEM, *widths)):
-            layers += [_Layer(before, after, 2), _Layer(after, after)]
+            layers += [_Layer(before, after, halve=True), _Layer(after, after, halve=False)]
         self.normalise, self.stem = Normalise(spec.mean, spec.std), nn.Conv2d(3, STEM, 2).requires_grad_(False)
         self.features = nn.Sequential(*layers)
         self.pool, self.classifier = nn.AdaptiveMaxPool2d(1), nn.Linear(widths[-1], classes, bias=False)
@@ -142,7 +142,7 @@ class Airbench(nn.Module):
 
     @torch.no_grad()
     def whiten(self, pixels: Tensor) -> None:
-        """Make the stem's filters, and their negatives, those that decorrelate 2 x 2 pixels (there, Sec. 3.1).
+        """Make the stem's filters, and their negatives, those that decorrelate 2 x 2 pixels.
 
         `pixels`: of images, uint8 (N, 3, H, W), RGB.
         """
@@ -280,7 +280,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     for layer in copied.modules():
         if isinstance(layer, _Layer):
             layer.norm_first = True
-    return fuse(copied)
+    return fuse(copied, inplace=True)
 
 
 def shallow_tensors(folded: nn.Module, layers: int = 5) -> tuple[str, ...]:

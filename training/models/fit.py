@@ -27,8 +27,7 @@ class FitRecipe:
     """How to fit: SGD under a warm-up and a cosine to zero; rates are for the given batch size.
 
     `learning_rate` is the peak, `momentum` Nesterov's, `warmup` as in `rws.training.models.loop.Plan`; `crop` is the
-    border, reflected, pixels, that the random crop moves in. `corrupted_share`: part of the images that get one of all
-    corruptions, severity 1…5, where a model is said to be fitted on clean ones.
+    border, reflected, pixels, that the random crop moves in.
     """
 
     epochs: Count = 50
@@ -40,7 +39,6 @@ class FitRecipe:
     label_smoothing: Share = 0.0
     crop: Annotated[int, Field(ge=0)] = 4
     precision: Precision = "bf16"
-    corrupted_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @dataclass(frozen=True)

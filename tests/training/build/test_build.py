@@ -17,7 +17,7 @@ from rws.training.build.build import Build
 from rws.training.build.recipe import load_recipe
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
-from rws.training.models.architectures import fold_batchnorm
+from rws.training.models.architectures import build_model, fold_batchnorm
 from rws.training.signatures.deltas import DELTAS
 from support.command_line import TINY, invoke, rws
 
@@ -278,6 +278,31 @@ def test_models_continue_without_batchnorm_where_it_is_folded_first(build):
     for name, delta in residual.items():
         direction = (base[name] - folded.get_parameter(name)).detach()
         assert abs(float((delta * direction).sum())) <= 1e-3 * float(delta.norm() * direction.norm()) + 1e-9
+
+
+def test_a_standard_model_may_see_a_share_of_its_images_corrupted(tiny_recipe, image_folder, tmp_path):
+    models, records = [], []
+    for share in (0.0, 0.5):
+        recipe = replace(load_recipe(tiny_recipe), corrupted_share=share)
+        made = Build(recipe, str(image_folder), tmp_path / str(share), progress=records.append)
+        models.append(made.std().state_dict())
+    assert not torch.equal(*(state["features.0.weight"] for state in models))
+    done = [record for record in records if "done" in record]
+    assert [record["job"] for record in done] == ["init", "std"] * 2
+    assert all("validation_accuracy" in record for record in done)
+
+
+def test_the_stem_of_airbench_is_made_from_the_images_unless_weights_are_given(tiny_recipe, image_folder, tmp_path):
+    recipe = load_recipe(tiny_recipe)
+    spec = replace(recipe.model, architecture="airbench", width=0.25, widths=())
+    first = Build(replace(recipe, model=spec), str(image_folder), tmp_path / "first").new_model()
+    assert torch.equal(first.stem.weight[:12], -first.stem.weight[12:])
+    torch.manual_seed(1)
+    given = build_model(spec, 10)
+    torch.save(given.state_dict(), tmp_path / "given.pt")
+    spec = replace(spec, weights=str(tmp_path / "given.pt"))
+    second = Build(replace(recipe, model=spec), str(image_folder), tmp_path / "second").new_model()
+    assert torch.equal(second.stem.weight, given.stem.weight)
 
 
 def test_targets_of_tuning_have_different_signatures(build):
