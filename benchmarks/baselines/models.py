@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 from rws.benchmarks.baselines.outputs import Split
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.manifest import MODEL
+from rws.edge.onnx.graph import read_model
 from rws.edge.onnx.torchvision_compat import torchvision
 from rws.errors import FormatError, InputError
 from rws.training.build.build import Build
@@ -82,7 +82,7 @@ class AugMixed(Corrupted):
 
 def folded_weights(model: bytes) -> dict[str, Tensor]:
     """Return the initialisers of an ONNX model by name, float32."""
-    graph = onnx.load_model_from_string(model).graph
+    graph = read_model(model).graph
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
 

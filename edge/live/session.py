@@ -20,7 +20,7 @@ from rws.edge.live.sessions import CPU, FREE_SIZE, Feeds, SessionMaker, feed_spe
 from rws.edge.live.strategies.base import PatchTarget, WeightUpdateStrategy
 from rws.edge.live.strategies.live import Live
 from rws.edge.live.strategies.registry import ON_GPU, STRATEGIES
-from rws.edge.onnx.graph import clean_tensors, prepare, read_model, shallow_tensors
+from rws.edge.onnx.graph import clean_tensors, in_one_file, prepare, read_model, shallow_tensors
 from rws.errors import InputError, StrategyUnavailableError, UsageError, first_line, from_library
 
 
@@ -83,8 +83,8 @@ class LiveSession(Patchable):
         if self.from_cache:
             return
         proto = read_model(model)
-        if isinstance(model, (str, Path)) and proto.ByteSize() > Path(model).stat().st_size:
-            store = None  # some weights are in other files, which are not hashed
+        if isinstance(model, (str, Path)) and not in_one_file(Path(model)):
+            store = None  # the other files are not hashed
         if layers is not None:
             proto = prepare(proto)
             tensors = shallow_tensors(proto, layers)

@@ -3,6 +3,7 @@
 Each weight and bias must be a separate initializer. Exporters fold, drop or share them; `prepare` undoes all of it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,11 +28,12 @@ _IMAGE_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.UINT8: "uint8",
 }
+_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
-    """Read an ONNX model with all its weights; BundleError if it is not a model.
+    """Read an ONNX model with all its weights, those that are stored in fewer bits in 32; BundleError if it is none.
 
     Of a path, weights are read from other files in its folder, too; none of the files is a link, pipe or device.
     """
@@ -54,6 +56,10 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
     check_inside(proto, source)
+    try:
+        _widen(proto)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{source}: a malformed tensor ({first_line(error)}); export it again") from error
     return proto
 
 
@@ -64,6 +70,57 @@ def _load_neighbours(model: onnx.ModelProto, folder: Path) -> None:
             raise ValueError(f"weights in {place!r:.80}, expected a file in the same folder")
         open_regular(folder / place, follow=False).close()
     onnx.load_external_data_for_model(model, str(folder))
+
+
+def in_one_file(model: Path) -> bool:
+    """Return whether the file of a model that could be read holds all its weights."""
+    proto = onnx.load_model_from_string(read_regular(model, _LARGEST))
+    return not any(part.external_data for part in parts(proto) if isinstance(part, onnx.TensorProto))
+
+
+def _widen(model: onnx.ModelProto) -> None:
+    """Replace a Cast of a float16 or int8 initializer to float32, and its product with a scale, by an initializer.
+
+    Only where nothing else reads them: so at most four bytes are made of one that is stored.
+    """
+    graphs = [part for part in parts(model) if isinstance(part, onnx.GraphProto)]
+    fixed = {value.name for graph in graphs for value in (*graph.input, *graph.output)}
+    readers = Counter(name for graph in graphs for node in graph.node for name in node.input)
+    alone = {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if readers[tensor.name] == 1 and min(tensor.dims, default=0) >= 0
+    }
+    alone = {name: tensor for name, tensor in alone.items() if name not in fixed}
+    kept, made, used = [], {}, set()
+    for node in model.graph.node:
+        inputs = [alone[name] for name in node.input if name in alone]
+        wide = _widened(node, inputs) if len(inputs) == len(node.input) and not fixed & {*node.output} else None
+        if wide is None:
+            kept.append(node)
+            continue
+        used |= {*node.input}
+        made[node.output[0]] = tensor = numpy_helper.from_array(wide, node.output[0])
+        if readers[tensor.name] == 1:
+            alone[tensor.name] = tensor
+    if made:
+        tensors = [tensor for tensor in (*model.graph.initializer, *made.values()) if tensor.name not in used]
+        for field, new in ((model.graph.node, kept), (model.graph.initializer, tensors)):
+            del field[:]
+            field.extend(new)
+
+
+def _widened(node: onnx.NodeProto, inputs: Sequence[onnx.TensorProto]) -> NDArray[np.float32] | None:
+    """Return what a node makes of initializers; None if it is not one that `_widen` replaces."""
+    kinds = [tensor.data_type for tensor in inputs]
+    to = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+    if node.op_type == "Cast" and to == [onnx.TensorProto.FLOAT] and kinds[0] in _NARROW:
+        return numpy_helper.to_array(inputs[0]).astype(np.float32)
+    if node.op_type == "Mul" and kinds == [onnx.TensorProto.FLOAT] * 2:
+        array, factor = inputs[0].dims, inputs[1].dims
+        if len(array) == len(factor) and all(one in (1, many) for one, many in zip(factor, array, strict=True)):
+            return numpy_helper.to_array(inputs[0]) * numpy_helper.to_array(inputs[1])
+    return None
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -39,7 +39,7 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
 from rws.training.models.architectures import Airbench, build_model, fold_batchnorm, shallow_tensors, take_fitting
-from rws.training.models.export import export_onnx
+from rws.training.models.export import export_onnx, narrowed, rounded
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
@@ -203,8 +203,13 @@ class Build:
 
     @cached_property
     def folded(self) -> nn.Module:
-        """θ_std with BatchNorm folded: the model that is deployed and patched."""
-        return fold_batchnorm(self.std())
+        """θ_std with BatchNorm folded, its deep weights rounded as they are stored: what is deployed and patched."""
+        model = fold_batchnorm(self.std())
+        shallow = shallow_tensors(model, self.recipe.signatures.layers)
+        for name, weight in model.named_parameters():
+            if name not in shallow and weight.dim() > 1:
+                weight.data = rounded(weight.data, self.recipe.stored)
+        return model
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -223,7 +228,9 @@ class Build:
             tune = check_recipe(TuneRecipe, {"target": target}, f"signature method {method}", tune)
         made_by = tune if kind == "tuned" else [self.recipe.init, self.recipe.robust, settings.projection]
         corrupted, job = Corrupted(corruption, settings.severity), f"signature-{method}-{corruption}"
-        entry = self._entry(f"{job}.safetensors", DELTAS, shallow_sha256(self.clean_tensors()), corrupted, made_by)
+        entry = self._entry(
+            f"{job}.safetensors", DELTAS, shallow_sha256(self.clean_tensors()), corrupted, made_by, self.recipe.stored
+        )
 
         def make() -> Deltas:
             report = self._report(job, kinds={"steps": f"{method} step"})
@@ -275,8 +282,9 @@ class Build:
 
     @cached_property
     def _network(self) -> bytes:
-        onto = self.onto
-        return onto.read(MODEL) if onto else export_onnx(self.folded, self.train.size, keep=self.tensors)
+        if self.onto is not None:
+            return self.onto.read(MODEL)
+        return narrowed(export_onnx(self.folded, self.train.size, keep=self.tensors), self.recipe.stored, self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()

@@ -13,6 +13,7 @@ from rws.edge.signatures.quantization import Bits, Per
 from rws.errors import InputError
 from rws.training.evaluation.gain import CalibrationRecipe
 from rws.training.models.architectures import ModelSpec
+from rws.training.models.export import Stored
 from rws.training.models.fit import FitRecipe
 from rws.training.models.loop import Count, Share
 from rws.training.oracle.sampling import OracleRecipe
@@ -79,6 +80,7 @@ class Recipe:
 
     From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model of all corruptions (`augmented`).
     `corrupted_share`: part of the images of `init` and `continued` that get one of all corruptions, severity 1…5.
+    `stored`: the bits in which the bundle stores the weights that no signature changes; a device computes in 32.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Recipe:
     calibration: CalibrationRecipe = field(default_factory=CalibrationRecipe)
     stream: StreamRecipe = field(default_factory=StreamRecipe)
     corrupted_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stored: Stored = 32
 
 
 def load_recipe(name: str | Path) -> Recipe:

@@ -3,16 +3,19 @@
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
+from rws.edge.signatures.quantization import dequantise, quantise
 from rws.errors import InputError
 
 OPSET = 18
+Stored = Literal[8, 16, 32]
 
 
 def export_onnx(
@@ -65,18 +68,39 @@ def export_onnx(
     return bytes(model.SerializeToString())
 
 
-def stored_as_half(network: bytes) -> bytes:
-    """Return the same network with its weights stored in 16 bits; a Cast widens each again when a session is made."""
+def narrowed(network: bytes, bits: Stored, keep: Collection[str] = ()) -> bytes:
+    """Return the same network with its weights, but those to `keep`, stored in 16 or 8 bits, as `rounded` makes them.
+
+    A Cast widens each again when a session is made, and a Mul by its scale if they have 8; `read_model` does, too.
+    """
     model = onnx.load_from_string(network)
-    casts = []
+    nodes: list[onnx.NodeProto] = []
+    added: list[onnx.TensorProto] = []
+
+    def widen(kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
+
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
-            name = tensor.name
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("float16"), name))
-            tensor.name = f"{name}.half"
-            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2 or tensor.name in keep or bits == 32:
+            continue
+        name, exact = tensor.name, onnx.numpy_helper.to_array(tensor)
+        codes = quantise(exact) if bits == 8 else None
+        stored = exact.astype(np.float16) if codes is None else codes.values
+        tensor.CopyFrom(onnx.numpy_helper.from_array(stored, f"{name}.stored"))
+        widen("Cast", [tensor.name], f"{name}.codes" if codes else name, to=onnx.TensorProto.FLOAT)
+        if codes is not None:
+            added.append(onnx.numpy_helper.from_array(codes.columns, f"{name}.scale"))
+            widen("Mul", [f"{name}.codes", f"{name}.scale"], name)
+    nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    model.graph.initializer.extend(added)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def rounded(weight: Tensor, bits: Stored) -> Tensor:
+    """Return a float32 weight (out, …) as it is after `narrowed`: 8 bits have one scale for each index of `out`."""
+    if bits == 8:
+        return torch.from_numpy(dequantise(quantise(weight.detach().cpu().numpy()))).to(weight)
+    return weight.half().float() if bits == 16 else weight

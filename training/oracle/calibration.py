@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rws.oracle.belief import per_type
 from rws.training.corruptions import CORRUPTIONS, corrupt_mixed, seeds_for
 from rws.training.jobs.seeds import derive_seed
-from rws.training.models.export import export_onnx, stored_as_half
+from rws.training.models.export import export_onnx, narrowed
 from rws.training.oracle.network import OracleNetwork, oracle_logits
 from rws.training.oracle.sampling import LEVELS, OracleRecipe, draw_severities, draw_types, joint_target
 from rws.training.oracle.tile_network import TileNetwork
@@ -146,4 +146,4 @@ def export_oracle(
         def forward(self, image: Tensor) -> Tensor:
             return torch.softmax(self.network(image), 1)
 
-    return stored_as_half(export_onnx(Calibrated().cpu().eval(), size, output_name="joint"))
+    return narrowed(export_onnx(Calibrated().cpu().eval(), size, output_name="joint"), 16)

@@ -340,3 +340,82 @@ class TestReading:
         model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=branch, else_branch=branch))
         with pytest.raises(BundleError, match="'hidden' is kept in another file"):
             read_model(model.SerializeToString())
+
+
+def cast(source, output, to=TensorProto.FLOAT):
+    return helper.make_node("Cast", [source], [output], to=to)
+
+
+def stored_case(case):
+    """A model with one stored weight `w` (4, 3) of a product, and what else the case needs."""
+    half, codes = RNG.normal(0, 1, (4, 3)).astype(np.float16), RNG.integers(-9, 9, (4, 3)).astype(np.int8)
+    tensors = [numpy_helper.from_array(codes if "codes" in case else half, "w.stored"), tensor("w.scale", 4, 1)]
+    nodes = [cast("w.stored", "w.wide"), helper.make_node("Mul", ["w.wide", "w.scale"], ["w"])]
+    nodes.append(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
+    if case == "half with two readers":
+        nodes += [cast("w.stored", "again"), helper.make_node("Add", ["again", "again"], ["z"])]
+    elif case == "scale that makes it larger":
+        tensors[1] = tensor("w.scale", 5, 1, 1)
+        nodes[2:] = [
+            helper.make_node("ReduceSum", ["w"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["x", "sum"], ["y"]),
+        ]
+    elif case == "read in a branch":
+        inner = helper.make_graph(
+            [helper.make_node("ReduceSum", ["w.stored"], ["s"], keepdims=0)],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("s", TensorProto.FLOAT16, [])],
+        )
+        tensors.append(numpy_helper.from_array(np.array(True), "yes"))
+        nodes.append(helper.make_node("If", ["yes"], ["o"], then_branch=inner, else_branch=inner))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "M"]) for name in ("x", "y")]
+    inputs = values[:1]
+    if case == "given as an input":
+        inputs = [*inputs, helper.make_tensor_value_info("w.stored", TensorProto.FLOAT16, [4, 3])]
+    graph = helper.make_graph(nodes, "graph", inputs, values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class TestWeightsInFewerBits:
+    @pytest.mark.parametrize("case", ["half", "codes"])
+    def test_are_initializers_in_float32(self, case):
+        model = stored_case(case)
+        read = read_model(model.SerializeToString())
+        assert [node.op_type for node in read.graph.node] == ["Gemm"]
+        (weight,) = (numpy_helper.to_array(tensor) for tensor in read.graph.initializer)
+        stored, scale = (numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
+        np.testing.assert_array_equal(weight, stored.astype(np.float32) * scale)
+
+    @pytest.mark.parametrize(
+        "case", ["half with two readers", "scale that makes it larger", "read in a branch", "given as an input"]
+    )
+    def test_stay_where_more_than_a_product_needs_them(self, case):
+        content = stored_case(case).SerializeToString()
+        read = read_model(content)
+        assert "w.stored" in {tensor.name for tensor in read.graph.initializer} or case == "scale that makes it larger"
+        x = RNG.random((2, 3), np.float32)
+        sessions = [onnxruntime.InferenceSession(data) for data in (content, read.SerializeToString())]
+        before, after = (session.run(["y"], {"x": x})[0] for session in sessions)
+        np.testing.assert_allclose(before, after, rtol=1e-6)
+
+    def test_that_are_malformed(self):
+        model = stored_case("half")
+        model.graph.initializer[0].raw_data = b"\0"
+        with pytest.raises(BundleError, match=r"^model: a malformed tensor [^\n]*$"):
+            read_model(model.SerializeToString())
+
+    def test_a_negative_shape_is_not_mended(self):
+        model = stored_case("half")
+        model.graph.initializer[0].dims[0] = -4
+        assert min(read_model(model.SerializeToString()).graph.initializer[0].dims) == -4
+
+    def test_chains_of_thousands_are_read(self):
+        model = stored_case("half")
+        model.graph.node.append(cast("s", "m0"))
+        model.graph.initializer.append(numpy_helper.from_array(np.float16([[1]]), "s"))
+        for index in range(10_000):
+            model.graph.initializer.append(numpy_helper.from_array(np.float16([[index]]), f"s{index}"))
+            model.graph.node.append(cast(f"s{index}", f"f{index}"))
+            model.graph.node.append(helper.make_node("Mul", [f"m{index}", f"f{index}"], [f"m{index + 1}"]))
+        assert [node.op_type for node in read_model(model.SerializeToString()).graph.node] == ["Gemm"]
