@@ -11,6 +11,7 @@ from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.errors import UsageError, check_known
 from rws.terminal import say, show
+from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOption, WorkersOption
 
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
@@ -46,8 +47,10 @@ def reproduce(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each. Default: the cores, shared.")] = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOfJobOption = None,
+    on: OnOption = "here",
+    explain: ExplainOption = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many test and validation images.")] = None,
     recipes: Annotated[
         Path | None, typer.Option(help="Folder of <scale>/<column>.toml. Default: those that ship.")
@@ -80,9 +83,10 @@ def reproduce(
     with require("bench"):
         from rws.benchmarks.paper.columns import RECIPES, Place, parse_data
         from rws.benchmarks.paper.run import reproduce as run
-    place = Place(parse_data(data or []), work, scale, device, limit, recipes or RECIPES, pretrained)
+        from rws.training.jobs.driver import Where
+    place = Place(parse_data(data or []), work.absolute(), scale, device, limit, recipes or RECIPES, pretrained)
     chosen = _chosen(names or [], column or [], place)
-    for path in run(chosen, place, out=out or work, workers=workers, threads=threads):
+    for path in run(chosen, place, out=out or work, where=Where(on, workers, threads, explain)):
         say(f"wrote {path}")
 
 

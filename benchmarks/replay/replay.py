@@ -6,7 +6,9 @@ and less: type and severity (`state`), the type, whether the frame is corrupted 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,15 @@ from rws.training.evaluation.evaluator import (
     DEFAULTS,
     EvaluationOptions,
     Evaluator,
+    Progress,
     averaged_mix,
     ground_truth_mixes,
     observe,
+    silent,
 )
-from rws.training.evaluation.sets import EvaluationSet, evaluation_sets
+from rws.training.evaluation.sets import EvaluationSet, list_sets
+from rws.training.jobs.graph import Graph, Job
+from rws.training.jobs.store import ARRAYS, Codec, Store
 
 ARMS = {
     "std": "no patch",
@@ -41,6 +47,7 @@ ARMS = {
 }
 """What is printed for each arm."""
 
+REPLAY_VERSION = 1  # raise it when the same bundle and images give other outcomes
 PARTIAL_ORACLES = ("state", "type", "corrupted")
 STREAM = 8
 _COMPARED_PIXELS = 200 * 32**2
@@ -59,12 +66,31 @@ class SetOutcome:
         correct: for each arm whether it classifies each image right, bool (N,).
         types, stream_types: the most probable type, int64 (N,); after each 8 frames, taken as a stream, (N // 8,).
         severity_error: absolute error of the expected severity, float (N,).
+        samples: the first images, few if they are large, uint8 (n, 3, H, W).
     """
 
     correct: Mapping[str, Flags]
     types: Ints
     stream_types: Ints
     severity_error: NDArray[np.floating[Any]]
+    samples: NDArray[np.uint8]
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all of it as arrays."""
+        correct = {f"correct.{arm}": right for arm, right in self.correct.items()}
+        rest = ("types", "stream_types", "severity_error", "samples")
+        return correct | {name: getattr(self, name) for name in rest}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "SetOutcome":
+        """Return the outcome that `to_arrays` gave."""
+        correct = {name.removeprefix("correct."): a for name, a in arrays.items() if name.startswith("correct.")}
+        return cls(correct, *(arrays[name] for name in ("types", "stream_types", "severity_error", "samples")))
+
+
+OUTCOME: Codec[SetOutcome] = Codec(
+    lambda outcome: ARRAYS.encode(outcome.to_arrays()), lambda content: SetOutcome.from_arrays(ARRAYS.decode(content))
+)
 
 
 class Replayer:
@@ -102,6 +128,7 @@ class Replayer:
             types=per_type(joint, len(corruptions)).argmax(1),
             stream_types=np.array([self._stream_type(joint[end - STREAM : end]) for end in ends], np.int64),
             severity_error=np.abs(severity - test.severity),
+            samples=test.images.pixels[: max(1, min(200, _COMPARED_PIXELS // test.images.size**2))].cpu().numpy(),
         )
 
     def _stream_type(self, joint: Floats) -> int:
@@ -148,40 +175,78 @@ def indistinguishable_pairs(
     return found
 
 
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What is replayed; plain data. `source`, `limit` and `seed` are those of `list_sets`.
+
+    `work` is the folder of the finished sets; None keeps none. `threads` of model and oracle; None: the backend's.
+    """
+
+    bundle: Path
+    source: str
+    severities: tuple[int, ...] = (5,)
+    limit: int | None = None
+    seed: int = 0
+    threads: int | None = None
+    work: Path | None = None
+
+
+class Replay:
+    """The sets of a replay, each a job; InputError if the source holds no corrupted images, or does not fit."""
+
+    def __init__(self, options: ReplayOptions, bundle: Bundle | None = None) -> None:
+        self.options, self.bundle = options, bundle or Bundle.load(options.bundle)
+        manifest = self.bundle.manifest
+        how = (options.source, manifest.classes, manifest.input.height, options.severities, options.limit, options.seed)
+        cache = options.work and options.work / "images"
+        self._sets = {f"{found.corruption}-{found.severity}": found for found in list_sets(*how, cache=cache)}
+        self._store = Store(options.work, "keep")
+        if not any(found.severity for found in self._sets.values()):
+            at = ", ".join(map(str, options.severities))
+            raise InputError(f"{options.source} holds no corrupted images at severity {at}")
+
+    @cached_property
+    def _replayer(self) -> Replayer:
+        return Replayer(self.bundle, self.options.threads)
+
+    def graph(self) -> Graph:
+        """Return the jobs."""
+        return {f"set-{name}": Job(partial(self.outcome, name)) for name in self._sets}
+
+    def outcome(self, name: str) -> SetOutcome:
+        """Return what is kept of a set, `corruption-severity`, or evaluate it."""
+        digests = {file: spec.sha256 for file, spec in self.bundle.manifest.files.items()}
+        identity = {
+            "version": REPLAY_VERSION,
+            "bundle": digests,
+            "images": self._sets[name].digest,
+            "set": name,
+            "limit": self.options.limit,
+            "seed": self.options.seed,
+        }
+        return self._store.get(f"{name}.npz", identity, lambda: self._replayer.run(self._sets[name].load()), OUTCOME)
+
+    def summed(self, progress: Progress = silent) -> Record:
+        """Return the result over all sets; `progress` gets a line about each."""
+        sums = _Sums(self.bundle.table.corruptions)
+        for name, found in self._sets.items():
+            scores = sums.add((found.corruption, found.severity), self.outcome(name))
+            line = "  ".join(f"{label} {scores[arm]:6.2f}" for arm, label in ARMS.items())
+            progress(f"{found.corruption:18s} {found.severity}  {line}")
+        return sums.result(self.options)
+
+
+def open_graph(options: ReplayOptions) -> Graph:
+    """Open the graph of a replay in another process."""
+    return Replay(options).graph()
+
+
 def replay(
     bundle: Bundle, source: str, severities: Sequence[int] = (5,), options: EvaluationOptions = DEFAULTS
 ) -> Record:
-    """Replay a test set (see `rws.training.evaluation.sets.evaluation_sets`) and sum it up.
-
-    Raises InputError if the source holds no corrupted images, or does not fit the bundle.
-    """
-    classes, size = bundle.manifest.classes, bundle.manifest.input.height
-    replayer = Replayer(bundle, options.threads)
-    sums = _Sums(replayer.oracle.corruptions)
-    for test in evaluation_sets(source, classes, size, severities, options.limit, options.seed):
-        scores = sums.add(test, replayer.run(test))
-        line = "  ".join(f"{label} {scores[arm]:6.2f}" for arm, label in ARMS.items())
-        options.progress(f"{test.corruption:18s} {test.severity}  {line}")
-    if not any(name != CLEAN for name, _ in sums.scores):
-        raise InputError(f"{source} holds no corrupted images at severity {', '.join(map(str, severities))}")
-    ra, per_corruption = sums.by_corruption()
-    ta = sums.scores.get((CLEAN, 0))
-    return {
-        "images": sums.images,
-        "severities": list(severities),
-        "seed": options.seed,
-        "ta": _rounded(ta) if ta else {},
-        "ra": _rounded(ra),
-        "regret": round(ra["perfect"] - ra["trained"], 2),
-        "regret_split": {
-            **_split(ra),
-            "clean_frames_patched": round(ta["perfect"] - ta["trained"], 3) if ta else None,
-            "per_corruption": {name: _split(scores) for name, scores in per_corruption.items()},
-        },
-        "oracle": sums.oracle_scores(),
-        "per_corruption": {name: _rounded(scores) for name, scores in per_corruption.items()},
-        "per_severity": sums.by_severity(),
-    }
+    """Replay a test set in this process, as `Replay`."""
+    how = ReplayOptions(bundle.path, source, tuple(severities), options.limit, options.seed, options.threads)
+    return Replay(how, bundle).summed(options.progress)
 
 
 @dataclass
@@ -194,18 +259,35 @@ class _Sums:
     severity_error: list[float] = field(default_factory=list)
     images: int = 0
 
-    def add(self, test: EvaluationSet, outcome: SetOutcome) -> Accuracies:
-        key = test.corruption, test.severity
+    def add(self, key: SetKey, outcome: SetOutcome) -> Accuracies:
         self.scores[key] = {arm: 100 * float(right.mean()) for arm, right in outcome.correct.items()}
         self.named[key] = np.bincount(outcome.types, minlength=1 + len(self.corruptions))
         if len(outcome.stream_types):
             self.named_after[key] = np.bincount(outcome.stream_types, minlength=1 + len(self.corruptions))
-        # The first images, few if they are large.
-        first = max(1, min(200, _COMPARED_PIXELS // test.images.size**2))
-        self.samples[key] = test.images.pixels[:first].cpu().numpy()
+        self.samples[key] = outcome.samples
         self.severity_error.append(float(outcome.severity_error.mean()))
-        self.images = len(test.images)
+        self.images = len(outcome.types)
         return self.scores[key]
+
+    def result(self, options: ReplayOptions) -> Record:
+        ra, per_corruption = self.by_corruption()
+        ta = self.scores.get((CLEAN, 0))
+        return {
+            "images": self.images,
+            "severities": list(options.severities),
+            "seed": options.seed,
+            "ta": _rounded(ta) if ta else {},
+            "ra": _rounded(ra),
+            "regret": round(ra["perfect"] - ra["trained"], 2),
+            "regret_split": {
+                **_split(ra),
+                "clean_frames_patched": round(ta["perfect"] - ta["trained"], 3) if ta else None,
+                "per_corruption": {name: _split(scores) for name, scores in per_corruption.items()},
+            },
+            "oracle": self.oracle_scores(),
+            "per_corruption": {name: _rounded(scores) for name, scores in per_corruption.items()},
+            "per_severity": self.by_severity(),
+        }
 
     def by_corruption(self) -> tuple[Accuracies, dict[str, Accuracies]]:
         names = dict.fromkeys(name for name, _ in self.scores if name != CLEAN)

@@ -51,7 +51,7 @@ def provenance(**details: object) -> dict[str, object]:
             versions[package] = version(package)
     return {
         "command": portable_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": {"processor": _processor(), "system": platform.system()},
         "versions": versions,
         **details,
@@ -114,7 +114,8 @@ def _placeholder(path: str, variable: str) -> str:
 
 
 @cache
-def _commit() -> str | None:
+def commit() -> str | None:
+    """Return the short hash of the checkout, `+` if its code differs; None if the package is installed."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import product
@@ -35,6 +35,8 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.data.images import Images, fitted, load_images, split_train_validation
 from rws.training.evaluation.evaluator import percent_right
 from rws.training.evaluation.gain import check_signed, count_answers, measure_gain
+from rws.training.jobs.driver import HERE, Where, do_jobs
+from rws.training.jobs.graph import Graph, Job, Work
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
@@ -355,18 +357,43 @@ class Build:
         )
         write_bundle(out, parts)
 
-    def run(self, jobs: Iterable[str] = ()) -> None:
-        """Run jobs by name (see `JOBS`); none: all that `bundle` needs."""
+    def graph(self, kinds: Collection[str] = ()) -> Graph:
+        """Return the jobs of some kinds and all that they need; UsageError for an unknown kind.
+
+        `kinds`: of `JOBS`, `robust`, `tuned-<target>`; none: what `bundle` needs.
+        """
+        return {name: job for kind in self._kinds(kinds) for name, job in self._jobs(kind).items()}
+
+    def _kinds(self, kinds: Collection[str]) -> Collection[str]:
         made = () if self.onto is not None else ("std", self.recipe.signatures.method)
-        jobs = tuple(jobs) or (*made, "oracle", "gain")
-        check_known("job", jobs, JOBS)
-        self.plan(jobs)
-        for job in jobs:
-            if job not in ("tuned", "residual"):
-                getattr(self, job)()
-                continue
-            for corruption in CORRUPTIONS:
-                self.signature(job, corruption)
+        check_known("job", [kind for kind in kinds if not kind.startswith("tuned-")], (*JOBS, "robust"))
+        return kinds or (*made, "oracle", "gain")
+
+    def _jobs(self, kind: str) -> dict[str, Job]:
+        """Return the jobs of a kind after those they need."""
+        if kind in ("init", "oracle"):
+            return {kind: Job(getattr(self, kind))}
+        if kind in ("std", "augmented"):
+            return self._jobs("init") | {kind: Job(getattr(self, kind), ("init",))}
+        if kind == "robust":
+            robust = {f"robust-{name}": Job(partial(self.robust, name), ("init",)) for name in CORRUPTIONS}
+            return self._jobs("init") | robust
+        if kind == "gain":
+            before = {} if self.onto is not None else self._jobs(self.recipe.signatures.method)
+            return before | {"gain": Job(self.gain, tuple(before))}
+        before = self._jobs("std") | (self._jobs("robust") if kind == "residual" else {})
+        for name in CORRUPTIONS:
+            after = ("std", f"robust-{name}") if kind == "residual" else ("std",)
+            before[f"signature-{kind}-{name}"] = Job(partial(self.signature, kind, name), after)
+        return before
+
+    def run(self, kinds: Collection[str] = (), where: Where = HERE) -> None:
+        """Do the jobs of some kinds that are not done, as `graph` and `do_jobs` have it."""
+        graph = self.graph(kinds)
+        self.plan(self._kinds(kinds))
+        onto = self.onto and self.onto.path
+        arguments = (self.recipe, self.source, self.work, self.size, str(self.device), onto, tuple(kinds))
+        do_jobs(graph, Work(open_graph, arguments, self.work), where)
 
     def plan(self, kinds: Collection[str]) -> None:
         """Plan what is made, so that records say how long it takes: some of `JOBS`, `robust`, `tuned-<target>`."""
@@ -399,6 +426,20 @@ class Build:
         steps = Plan.over(len(self.train), recipe.epochs, recipe.batch_size, recipe.warmup, "").steps
         one = {"data": self.train.first(recipe.batch_size), "recipe": replace(recipe, epochs=1)}
         self.time_left.plan(job, kind, steps, partial(made, **one))
+
+
+def open_graph(
+    recipe: Recipe,
+    source: str,
+    work: Path,
+    size: int | None,
+    device: str,
+    onto: Path | None,
+    kinds: Collection[str],
+) -> Graph:
+    """Open the graph of a build in another process."""
+    kept = None if onto is None else Bundle.load_classifier(onto)
+    return Build(recipe, source, work, size=size, device=device, onto=kept).graph(kinds)
 
 
 def _kind_of_fit(recipe: FitRecipe, corrupted: Corrupted) -> str:

@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from rws.edge.common.extras import require
 from rws.terminal import say
+from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOption, WorkersOption, absolute
 
 
 def train(
@@ -20,12 +21,15 @@ def train(
         "runs/train"
     ),
     device: Annotated[str, Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, Option(min=1, help="CPU threads.")] = None,
+    threads: ThreadsOfJobOption = None,
+    workers: WorkersOption = 1,
+    on: OnOption = "here",
+    explain: ExplainOption = False,
     job: Annotated[
         list[str] | None,
         Option(
-            help="Only this job, no bundle; repeatable. Several processes may share --work. init, std, oracle, tuned, "
-            "residual, gain, augmented."
+            help="Only this job and what it needs, no bundle; repeatable. init, std, oracle, tuned, residual, gain, "
+            "augmented."
         ),
     ] = None,
     onto: Annotated[
@@ -39,7 +43,8 @@ def train(
     Examples:
         rws train ~/data/cifar10 --out bundle                # the bundle cifar10, rebuilt
         rws train my_photos/ --size 64 --out my_bundle
-        rws train ~/data/cifar10 --job oracle                # one part, in a separate process
+        rws train ~/data/cifar10 --job oracle                # one part
+        rws train ~/data/cifar10 --workers 4                 # signatures side by side
         rws train my_photos/ --onto my_bundle --out calibrated
     """
     with require("train"):
@@ -48,13 +53,16 @@ def train(
         from rws.edge.bundle.bundle import Bundle
         from rws.training.build.build import Build
         from rws.training.build.recipe import load_recipe
+        from rws.training.jobs.driver import Where
         from rws.training.jobs.progress import JobLines
 
     if threads is not None:
         torch.set_num_threads(threads)
+    where = Where(on, workers, threads, explain)
     kept = None if onto is None else Bundle.load_classifier(onto)
+    work, data = work.absolute(), absolute(data)
     build = Build(load_recipe(recipe), data, work, size=size, device=device, onto=kept, progress=JobLines())
-    build.run(job or [])
+    build.run(job or [], where)
     if not job:
         build.bundle(out)
         say(f"wrote {out}; try: rws inspect {out}")

@@ -104,7 +104,7 @@ def load_images(
     names, files, labels = _list_images(folder)
     chosen = _chosen(labels, images, classes, seed)
     files, labels, names = [files[index] for index in chosen], [labels[index] for index in chosen], names[:classes]
-    stored = None if cache is None else cache / f"images-{_listing(folder, files, size)}.npy"
+    stored = None if cache is None else cache / f"images-{listing(folder, files, size)}.npy"
     pixels = _load_stored(stored, len(files))
     if pixels is None:
         pixels = _decode(files, size)
@@ -223,7 +223,8 @@ def _list_annotated(folder: Path, annotations: Path) -> tuple[tuple[str, ...], l
     return classes, files, [classes.index(row[1]) for row in rows]
 
 
-def _listing(folder: Path, files: list[Path], size: int | tuple[int, int] | None) -> str:
+def listing(folder: Path, files: Sequence[Path], size: int | tuple[int, int] | None = None) -> str:
+    """Return a digest of places, sizes and times of files below a folder, and of the size images are brought to."""
     listing = hashlib.sha256(str(size).encode())
     for path in files:
         status = path.stat()

@@ -3,14 +3,18 @@
 Next to a file is its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
+import glob
 import hashlib
 import io
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,12 +24,24 @@ from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes, locked, read_regular
 from rws.edge.common.schema import parse_json
-from rws.errors import InputError, InUseError, first_line
+from rws.errors import InputError, InUseError, RwsError, first_line
+from rws.training.jobs.stopping import writing
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LARGEST = 2**34  # bytes of an artefact
+_looking: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+class Written:
+    """How much this process has written."""
+
+    bytes = 0
+
+
+class NotMadeError(RwsError):
+    """An artefact does not exist, and was only looked up."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +120,22 @@ class Entry(Generic[T]):
         if self._path is not None:
             note = {"identity": self._identity, "sha256": hashlib.sha256(content).hexdigest()}
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(_note(self._path), json.dumps(note, indent=1).encode())
-            atomic_write_bytes(self._path, content)
+            with writing():
+                atomic_write_bytes(_note(self._path), json.dumps(note, indent=1).encode())
+                atomic_write_bytes(self._path, content)
+            Written.bytes += len(content)
         return self._codec.decode(content)
 
     def get(self, make: Callable[[], T]) -> T:
-        """Return the artefact; make it if it does not exist and no other process makes it meanwhile; see `load`."""
+        """Return the artefact; make it if it does not exist and no other process makes it meanwhile; see `load`.
+
+        Raises NotMadeError instead of making it within `missing`.
+        """
         found = self.load()
         if found is not None:
             return found
+        if _looking.get():
+            raise NotMadeError(self._why_missing())
         if self._path is None:
             return self.save(make())
         with claim(self._path.parent, self._path.name, wait=True):
@@ -123,6 +146,54 @@ class Entry(Generic[T]):
                 if self.checkpoint is not None:
                     self.checkpoint.unlink(missing_ok=True)
         return found
+
+    def _why_missing(self) -> str:
+        if self._path is None:
+            return "nothing is kept"
+        if not self._store.resume:
+            return f"{self._path.name} is not used again"
+        if self._path.exists():
+            note = _read_note(self._path)
+            changed = differences(note.get("identity"), self._identity)
+            return f"{self._path.name} {f'was made with other inputs: {changed}' if changed else 'is damaged'}"
+        if self._store.other == "keep":
+            stem, suffix = self._path.stem.rpartition("-")[0], self._path.suffix
+            others = [path for path in self._path.parent.glob(f"{glob.escape(stem)}-*{suffix}") if _note(path).exists()]
+            others = [path for path in others if re.fullmatch(r"[0-9a-f]{16}", path.stem.removeprefix(f"{stem}-"))]
+            if others:
+                newest = max(others, key=lambda path: path.stat().st_mtime)
+                changed = differences(_read_note(newest).get("identity"), self._identity)
+                return f"{stem}{suffix} was made with other inputs: {changed}"
+        return f"{self._path.name} does not exist"
+
+
+def missing(make: Callable[[], object]) -> str:
+    """Return why a function that gets artefacts would have to make one, in one line; "" if all exist. Makes none."""
+    token = _looking.set(True)
+    try:
+        make()
+    except NotMadeError as error:
+        return str(error)
+    finally:
+        _looking.reset(token)
+    return ""
+
+
+def differences(before: Any, now: Any, place: str = "") -> str:
+    """Return where two identities, plain data, differ: the first three places, as `place: before → now`."""
+    return "; ".join(islice(_differences(before, now, place), 3))
+
+
+def _differences(before: Any, now: Any, place: str) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{place}[{index}]")
+    elif before != now:
+        old, new = (json.dumps(value)[:40] for value in (before, now))
+        yield f"{place}: {old} → {new}"
 
 
 @dataclass(frozen=True)
@@ -167,20 +238,3 @@ def claim(folder: Path, name: str, *, wait: bool) -> Iterator[bool]:
             stack.enter_context(locked(folder / name, math.inf if wait else 0))
             held = True
         yield held
-
-
-def run_jobs(jobs: Mapping[str, Callable[[], object]], folder: Path) -> None:
-    """Run every job that no other process holds, then wait until those of the others are done.
-
-    Each keeps its result in a store and needs none of the others; the claims lie in `folder`, one for all processes.
-    """
-    elsewhere = []
-    for name, job in jobs.items():
-        with claim(folder, name, wait=False) as held:
-            if held:
-                job()
-            else:
-                elsewhere.append(name)
-    for name in elsewhere:
-        with claim(folder, name, wait=True):
-            jobs[name]()  # a job that its holder finished only reads its file; one that died with it resumes

@@ -1,0 +1,180 @@
+"""Workers on this machine: this process itself, or processes that are begun again if they die."""
+
+import contextlib
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+
+from rws.errors import first_line
+from rws.terminal import is_quiet, is_verbose, set_quiet, set_verbose
+from rws.training.jobs.graph import Graph, Outcome, Work
+from rws.training.jobs.stopping import stops_after_writes
+from rws.training.jobs.store import Written, claim
+
+_LONGEST = 300  # characters of a reason
+
+
+def do(graph: Graph, folder: Path, job: str, node: str = "") -> Outcome:
+    """Do one job, unless another process holds it; errors are part of the outcome."""
+    began, before = time.monotonic(), Written.bytes
+
+    def ended(status: str, **found: object) -> Outcome:
+        how = {"seconds": time.monotonic() - began, "bytes": Written.bytes - before, "node": node}
+        return Outcome(job, status, **how, **found)  # type: ignore[arg-type]
+
+    try:
+        with claim(folder, f"{file_name(job)}.job", wait=False) as held:
+            if not held:
+                return ended("held")
+            graph[job].make()
+    except Exception as error:  # of a job, whatever it does
+        traceback.print_exc(file=sys.stderr) if node else None
+        return ended("failed", why=f"{type(error).__name__}: {first_line(error)}"[:_LONGEST], error=error)
+    return ended("done")
+
+
+def file_name(job: str) -> str:
+    """Return a job's name as a file has it."""
+    return job.replace("/", "--")
+
+
+class Here:
+    """Runs each job in this process when it is waited for."""
+
+    slots = 1
+
+    def __init__(self, graph: Graph, folder: Path) -> None:
+        self._graph, self._folder, self._next = graph, folder, deque[str]()
+
+    def submit(self, job: str) -> None:
+        """Remember a job."""
+        self._next.append(job)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Do the job; takes as long as that takes."""
+        with stops_after_writes():
+            return [do(self._graph, self._folder, self._next.popleft())]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Processes:
+    """Runs jobs in `count` processes of this machine, each with `threads` threads of torch."""
+
+    def __init__(self, work: Work, count: int, threads: int = 1) -> None:
+        self._work, self._count, self._threads = work, count, threads
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, tuple[_Worker, str]] = {}
+
+    @property
+    def slots(self) -> int:
+        """The number of processes."""
+        return self._count
+
+    def submit(self, job: str) -> None:
+        """Give a job to a process that has none, or to a new one."""
+        worker = self._idle.pop() if self._idle else _Worker(self._context, self._work, self._threads)
+        try:
+            worker.connection.send(job)
+        except OSError:  # it died while it had nothing to do
+            worker.stop()
+            worker = _Worker(self._context, self._work, self._threads)
+            worker.connection.send(job)
+        self._busy[worker.connection] = worker, job
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Return what has ended, after `seconds` at most."""
+        outcomes = []
+        for connection in wait(list(self._busy), seconds):
+            worker, job = self._busy.pop(connection)  # type: ignore[arg-type]
+            try:
+                outcomes.append(worker.connection.recv())
+                self._idle.append(worker)
+            except (EOFError, OSError):
+                worker.stop()
+                outcomes.append(Outcome(job, "died", why=f"its process ended ({worker.process.exitcode})"))
+        return outcomes
+
+    def close(self) -> None:
+        """Stop all processes; a write that is under way is finished."""
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    def __init__(self, context: multiprocessing.context.SpawnContext, work: Work, threads: int) -> None:
+        self.connection, other = context.Pipe()
+        arguments = (other, work, threads, is_quiet(), is_verbose())
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        other.close()
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.join(10)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(connection: Connection, work: Work, threads: int, quiet: bool, verbose: bool) -> None:
+    # A new process does not know what the command line has set.
+    set_quiet(quiet)
+    set_verbose(verbose)
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt), stops_after_writes():
+        while True:
+            connection.send(do_logged(work, connection.recv(), threads))
+
+
+def do_logged(work: Work, job: str, threads: int) -> Outcome:
+    """Open the work, if this process has not yet, and do one job; it prints to `logs/JOB.log` in the folder."""
+    torch.set_num_threads(threads)
+    with _output_to(work.folder / "logs" / f"{file_name(job)}.log"):
+        try:
+            graph = _opened(work)
+        except Exception as error:
+            traceback.print_exc(file=sys.stderr)
+            why = f"cannot be opened: {type(error).__name__}: {first_line(error)}"[:_LONGEST]
+            return Outcome(job, "failed", node=platform.node(), why=why)
+        # An error may not survive the way to another process.
+        return replace(do(graph, work.folder, job, platform.node()), error=None)
+
+
+@lru_cache(maxsize=1)
+def _opened(work: Work) -> Graph:
+    return work.open(*work.arguments)
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Append what this process and those that it starts print to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [os.dup(number) for number in (1, 2)]
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        for number in (1, 2):
+            os.dup2(log, number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(log)
