@@ -32,6 +32,7 @@ COMMANDS = {
     "extract": "rws.training.cli.extract:extract",
     "health": "rws.edge.cli.oracle:health",
     "inspect": "rws.edge.cli.bundle:inspect",
+    "job": "rws.training.cli.job:job",
     "oracle": "rws.edge.cli.oracle:oracle",
     "replay": "rws.benchmarks.cli.replay:replay",
     "reproduce": "rws.benchmarks.cli.reproduce:reproduce",

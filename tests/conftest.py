@@ -94,3 +94,21 @@ def built(tiny_recipe, image_folder, tmp_path_factory) -> tuple[Path, Path, subp
     out, work = root / "bundle", root / "work"
     done = rws("train", image_folder, "--recipe", tiny_recipe, "--work", work, "--out", out, "--threads", 1)
     return out, work, done
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        if "RWS_REQUIRE_SYSTEM" in os.environ:
+            pytest.fail("a tmpfs cannot be mounted here; run as root")
+        pytest.skip("needs a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -24,7 +24,9 @@ from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.evaluator import EvaluationOptions, Progress, prepare, silent
 from rws.training.evaluation.frames import SEVERITIES, Splits, single_cells
 from rws.training.evaluation.gain import CalibrationRecipe
-from rws.training.jobs.store import JSON, Entry, Store, claim
+from rws.training.jobs.graph import Job, run
+from rws.training.jobs.store import JSON, Entry, Store
+from rws.training.jobs.workers import Here
 from rws.training.oracle.calibration import Calibration, calibrate_on_images
 from rws.training.oracle.fit import ORACLE_VERSION, stored_oracle
 from rws.training.oracle.network import OracleNetwork, oracle_logits
@@ -203,12 +205,8 @@ def leave_one_out(
     entries: dict[str, Entry[Record]] = {
         name: store.entry(f"{name}.json", identity, JSON) for name in only or bundle.table.corruptions
     }
-    for name, entry in entries.items():
-        with claim(work, name, wait=False) as held:
-            if entry.load() is not None or not held:
-                progress(f"{name}: {'another process has it' if entry.load() is None else 'done'}")
-            else:
-                entry.get(partial(make, name))
+    graph = {name: Job(partial(entry.get, partial(make, name))) for name, entry in entries.items()}
+    run(graph, Here(graph, work), wait_for_others=False, quiet=True)
     found = {name: entry.load() for name, entry in entries.items()}
     rows = [row for row in found.values() if row is not None]
     return {

@@ -35,6 +35,7 @@ from rws.training.corruptions import CORRUPTIONS, KNOWN, corrupt, seeds_for
 from rws.training.data.clean_images import CleanImages, shrunk
 from rws.training.evaluation.evaluator import as_input, outputs_of
 from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
+from rws.training.jobs.graph import Graph, Job
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
@@ -444,16 +445,31 @@ class AdoptionBuild:
         report({"done": True})
         return found
 
-    def bundle(self, out: Path) -> None:
+    def graph(self, names: Sequence[str] = KNOWN) -> Graph:
+        """Return the jobs of a bundle with some signatures."""
+        graph = {"oracle": Job(self.oracle)}
+        before = BEGINS_FROM if self.onto is None else {}
+        for name in names if self.onto is None else ():
+            after = (f"signature-{before[name]}",) if name in before else ()
+            graph[f"signature-{name}"] = Job(partial(self.signature, name), after)
+        gain = "gain" if len(names) == len(KNOWN) else "first-gain"
+        signatures = tuple(job for job in graph if job != "oracle")
+        return graph | {gain: Job(partial(self.gain, names), signatures)}
+
+    def bundle(self, out: Path, do: Callable[[Sequence[str]], None] | None = None) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
 
         If there is no bundle yet, one of the first signatures is written on the way; its manifest says `partial`.
+        `do` does the jobs of `graph`, of some signatures; None: each is done where it is needed, in this process.
         """
         check_bundle_folder(out)
         self.check()
         self._plan()
+        do = do or (lambda names: None)
         if not out.exists() and self.onto is None:
+            do(FIRST)
             self._write(out, FIRST)
+        do(KNOWN)
         self._write(out, KNOWN)
 
     def _write(self, out: Path, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What `rws adopt` does: a bundle for a classifier that exists, from clean images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled, shrunk
 from rws.training.data.names import read_names
 from rws.training.data.photographs import Photographs
+from rws.training.jobs.driver import HERE, Where, do_jobs
+from rws.training.jobs.graph import Graph, Work
 from rws.training.jobs.progress import Progress
 from rws.training.models.foreign import efficientnet_lite, imagenet_classes, load_model
 
@@ -71,8 +74,42 @@ def side_lengths(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def run_adopt(options: AdoptOptions, progress: Progress) -> None:
+def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) -> None:
     """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
+    build = open_build(options, progress)
+    if options.dry_run:
+        return
+    out = options.out or (made_here(IMAGENET) if options.model == IMAGENET else Path("bundle"))
+    held_out = len(build.held_out)
+    say(f"images: {len(build.train)} to train on, {held_out} held out")
+    own = "trains the oracle further" if options.own_oracle else "takes the shipped oracle"
+    onto = build.onto
+    made = f"trains {len(KNOWN)} signatures, then measures the gain table" if onto is None else f"keeps {onto.path}"
+    say(f"{made}, and {own}")
+    say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
+    if build.why_shallow:
+        say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
+
+    def do(names: Sequence[str]) -> None:
+        do_jobs(build.graph(names), Work(open_graph, (options, tuple(names)), options.work), where)
+
+    build.bundle(out, do)
+    if scores := build.gain()[1]:
+        measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
+        no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
+        won = f"{no_patch} % with no patch, {perfect} % with the perfect oracle"
+        say(f"held-out images at severity 5, {measured}: {won}")
+    shown = IMAGENET if out == made_here(IMAGENET) else out
+    say(f"wrote {out}; try: rws run SOURCE --bundle {shown}")
+
+
+def open_graph(options: AdoptOptions, names: Sequence[str]) -> Graph:
+    """Open the graph of an adoption in another process."""
+    return open_build(options).graph(names)
+
+
+def open_build(options: AdoptOptions, progress: Progress | None = None) -> AdoptionBuild:
+    """Read model and images, and print what is understood of them; UsageError if the preprocessing is not clear."""
     recipe = _recipe(options)
     if options.model == IMAGENET:
         content, known = efficientnet_lite(0, 224), imagenet_classes()
@@ -97,28 +134,9 @@ def run_adopt(options: AdoptOptions, progress: Progress) -> None:
         say(line)
     if unclear is not None:
         raise unclear
-    if options.dry_run:
-        return
-    out = options.out or (made_here(IMAGENET) if options.model == IMAGENET else Path("bundle"))
     name = Path(options.model).stem.replace(":", "-")
     onto = None if options.onto is None else Bundle.load(options.onto)
-    build = AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, onto=onto, progress=progress)
-    held_out = len(images.pixels) - len(build.train)
-    say(f"images: {len(build.train)} to train on, {held_out} held out")
-    own = "trains the oracle further" if options.own_oracle else "takes the shipped oracle"
-    made = f"trains {len(KNOWN)} signatures, then measures the gain table" if onto is None else f"keeps {onto.path}"
-    say(f"{made}, and {own}")
-    say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
-    if build.why_shallow:
-        say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
-    build.bundle(out)
-    if scores := build.gain()[1]:
-        measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
-        no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
-        won = f"{no_patch} % with no patch, {perfect} % with the perfect oracle"
-        say(f"held-out images at severity 5, {measured}: {won}")
-    shown = IMAGENET if out == made_here(IMAGENET) else out
-    say(f"wrote {out}; try: rws run SOURCE --bundle {shown}")
+    return AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, onto=onto, progress=progress)
 
 
 def _clean_images(options: AdoptOptions, model: ImportedModel) -> tuple[CleanImages, list[str] | None]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Option
 
 from rws.edge.common.extras import require
+from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOption, WorkersOption, absolute
 
 if TYPE_CHECKING:
     from rws.edge.preprocess import Fit
@@ -45,7 +46,10 @@ def adopt(
     work: Annotated[Path, Option(help="Folder for checkpoints; a stopped adoption resumes from it.")] = Path(
         "runs/adopt"
     ),
-    threads: Annotated[int | None, Option(min=1, help="CPU threads; 1 is fastest on a busy machine.")] = None,
+    threads: ThreadsOfJobOption = None,
+    workers: WorkersOption = 1,
+    on: OnOption = "here",
+    explain: ExplainOption = False,
     own_oracle: Annotated[
         list[str] | None,
         Option(
@@ -122,6 +126,7 @@ def adopt(
         from rws.training.adopt.graph import Preprocessing
         from rws.training.adopt.outputs import Wanted
         from rws.training.adopt.run import AdoptOptions, numbers, run_adopt, side_lengths
+        from rws.training.jobs.driver import Where
         from rws.training.jobs.progress import JobLines
 
     if threads is not None:
@@ -130,16 +135,17 @@ def adopt(
     if bgr or (mean, std, scale) != (None, None, None):
         shift, divisor = numbers("--mean", mean or "0"), numbers("--std", std or "1")
         preprocessing = Preprocessing(1.0 if scale is None else scale, shift, divisor, bgr)
+    where = Where(on, workers, threads, explain)
     said = [None if choice is None else choice.value for choice in (target, task, head, fit)]
     options = AdoptOptions(
-        model=model,
-        images=images,
+        model=absolute(model),
+        images=absolute(images),
         preprocessing=preprocessing,
         wanted=Wanted(said[1], said[2] or "", tuple(output or ())),
         fit=cast("Fit | None", said[3]),
         out=out,
-        work=work,
-        own_oracle=own_oracle or [],
+        work=work.absolute(),
+        own_oracle=[absolute(source) for source in own_oracle or ()],
         onto=onto,
         names=names,
         labels=labels,
@@ -153,4 +159,4 @@ def adopt(
         dry_run=dry_run,
     )
     with JobLines() as lines:
-        run_adopt(options, lines)
+        run_adopt(options, lines, where)

@@ -1,6 +1,8 @@
 """Workers on a Ray cluster: Ray places jobs, scales, and begins those of a node that died again, without end."""
 
 import logging
+import os
+import socket
 from typing import Any
 
 import ray
@@ -13,6 +15,7 @@ from rws.training.jobs.workers import do_logged
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 10.0  # seconds
 _WAITING = 2  # jobs in flight for each that the cluster can run now, so that it scales
 
 
@@ -29,11 +32,11 @@ class Cluster:
         self._begun = not ray.is_initialized()
         try:
             if self._begun:
+                _check_open(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray's errors share no base
-            raise UsageError(
-                f"no Ray cluster at {address} ({first_line(error)}); start one with `ray start`"
-            ) from error
+            fault = f"no Ray cluster at {address} ({first_line(error)[:200]})"
+            raise UsageError(f"{fault}; start one with `ray start`") from error
         # Nodes have the package installed, so Ray need not send the code of the function.
         self._task = ray.remote(num_cpus=self._threads, max_retries=-1, retry_exceptions=False)(_do_here)
         self._jobs: dict[Any, str] = {}
@@ -75,6 +78,13 @@ class Cluster:
             ray.cancel(reference, force=True)
         if self._begun:
             ray.shutdown()
+
+
+def _check_open(address: str) -> None:
+    """Raise an OSError if nothing listens at `[ray://]HOST:PORT`; Ray would try for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _do_here(work: Work, job: str, threads: int, version: str) -> Outcome:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 from rws.errors import RwsError
 from rws.terminal import say
 from rws.training.jobs.progress import left_in_words
+from rws.training.jobs.stopping import stops_after_writes
 from rws.training.jobs.store import missing
 
 TRIES = 2  # how often a job may fail
@@ -224,21 +226,19 @@ def run(graph: Graph, workers: Workers, *, first: int = 0, wait_for_others: bool
     Raises JobsFailedError, or the error of the job, if one failed `TRIES` times; all others have ended then.
     """
     state = Run(graph, first)
-    try:
+    with stops_after_writes(), closing(workers):
         while state.is_open:
             for name in state.begin(workers.slots):
                 workers.submit(name)
             if state.only_held and not wait_for_others:
                 break
             if not state.running:
-                time.sleep(0.2 if state.is_open else 0)
+                time.sleep(_PATIENCE / 4 if state.only_held else 0)
                 continue
             for outcome in workers.wait(_PATIENCE):
                 state.end(outcome)
                 if not quiet:
                     say(_line(state, outcome, workers.slots))
-    finally:
-        workers.close()
     state.check()
     return len(state.done) == len(graph)
 

@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
@@ -79,6 +78,8 @@ class TimeLeft:
         return seconds / self.workers / 60 if needed else None
 
     def _probe(self, kind: str, probe: Callable[[], object], units: float) -> None:
+        import torch  # only what trains has a probe
+
         with torch.random.fork_rng():  # a training in progress keeps its draws
             for _ in range(2):
                 if self._seconds[kind] < _SHORT_PROBE:

@@ -16,16 +16,18 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rws.edge.common.files import atomic_write_bytes, locked, read_regular
 from rws.edge.common.schema import parse_json
 from rws.errors import InputError, InUseError, RwsError, first_line
 from rws.training.jobs.stopping import writing
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -65,10 +67,22 @@ ARRAYS: Codec[Mapping[str, NDArray[Any]]] = Codec(
     lambda content: dict(np.load(io.BytesIO(content), allow_pickle=False)),
 )  # arrays by name, `.npz`
 
-STATE: Codec[Mapping[str, torch.Tensor]] = Codec(
-    lambda state: _written(lambda file: torch.save(dict(state), file)),
-    lambda content: torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"),
-)  # a state dict, `.pt`; it comes back on the CPU
+
+def _encode_state(state: Mapping[str, "torch.Tensor"]) -> bytes:
+    import torch
+
+    return _written(lambda file: torch.save(dict(state), file))
+
+
+def _decode_state(content: bytes) -> Mapping[str, "torch.Tensor"]:
+    import torch
+
+    found: Mapping[str, torch.Tensor] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return found
+
+
+STATE: Codec[Mapping[str, "torch.Tensor"]] = Codec(_encode_state, _decode_state)
+"""A state dict, `.pt`; it comes back on the CPU."""
 
 
 def _encode_scored(value: tuple[bytes, Any]) -> bytes:

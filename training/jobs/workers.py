@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import platform
 import sys
 import time
@@ -10,11 +11,8 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-
-import torch
 
 from rws.errors import first_line
 from rws.terminal import is_quiet, is_verbose, set_quiet, set_verbose
@@ -23,6 +21,7 @@ from rws.training.jobs.stopping import stops_after_writes
 from rws.training.jobs.store import Written, claim
 
 _LONGEST = 300  # characters of a reason
+_open: dict[bytes, Graph] = {}  # the last work that this process has opened
 
 
 def do(graph: Graph, folder: Path, job: str, node: str = "") -> Outcome:
@@ -63,8 +62,7 @@ class Here:
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Do the job; takes as long as that takes."""
-        with stops_after_writes():
-            return [do(self._graph, self._folder, self._next.popleft())]
+        return [do(self._graph, self._folder, self._next.popleft())]
 
     def close(self) -> None:
         """Do nothing."""
@@ -137,6 +135,7 @@ def _serve(connection: Connection, work: Work, threads: int, quiet: bool, verbos
     # A new process does not know what the command line has set.
     set_quiet(quiet)
     set_verbose(verbose)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt), stops_after_writes():
         while True:
             connection.send(do_logged(work, connection.recv(), threads))
@@ -144,7 +143,6 @@ def _serve(connection: Connection, work: Work, threads: int, quiet: bool, verbos
 
 def do_logged(work: Work, job: str, threads: int) -> Outcome:
     """Open the work, if this process has not yet, and do one job; it prints to `logs/JOB.log` in the folder."""
-    torch.set_num_threads(threads)
     with _output_to(work.folder / "logs" / f"{file_name(job)}.log"):
         try:
             graph = _opened(work)
@@ -152,13 +150,18 @@ def do_logged(work: Work, job: str, threads: int) -> Outcome:
             traceback.print_exc(file=sys.stderr)
             why = f"cannot be opened: {type(error).__name__}: {first_line(error)}"[:_LONGEST]
             return Outcome(job, "failed", node=platform.node(), why=why)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(threads)
         # An error may not survive the way to another process.
         return replace(do(graph, work.folder, job, platform.node()), error=None)
 
 
-@lru_cache(maxsize=1)
 def _opened(work: Work) -> Graph:
-    return work.open(*work.arguments)
+    key = pickle.dumps(work)
+    if key not in _open:
+        _open.clear()
+        _open[key] = work.open(*work.arguments)
+    return _open[key]
 
 
 @contextlib.contextmanager

@@ -171,12 +171,10 @@ def test_a_bundle_that_no_oracle_can_be_trained_for_is_refused(tmp_path):
 
 def test_a_job_that_another_process_runs_is_skipped(splits, work, monkeypatch):
     monkeypatch.setattr(unseen, "train_without", None)
-    lines = []
-    with claim(work, "fog", wait=True):
-        found = leave_one_out(BUNDLE, splits, RECIPE, work, only=["fog"], progress=lines.append)
+    with claim(work, "fog.job", wait=True):
+        found = leave_one_out(BUNDLE, splits, RECIPE, work, only=["fog"])
     assert found["missing"] == ["fog"]
     assert found["rows"] == []
-    assert lines == ["fog: another process has it"]
 
 
 def test_the_summary_names_the_worst():

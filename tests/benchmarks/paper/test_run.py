@@ -13,9 +13,7 @@ from rws.benchmarks.cli.reproduce import NAMES
 from rws.benchmarks.pages import paper as page
 from rws.benchmarks.paper.entries import ENTRIES
 from rws.benchmarks.paper.run import status, tasks
-from rws.benchmarks.paper.train import run_in_workers
 from rws.errors import InputError
-from rws.terminal import is_quiet, is_verbose, session, set_quiet, set_verbose
 from rws.training.corruptions import CORRUPTIONS
 from support.command_line import TINY, invoke, rws
 
@@ -103,18 +101,6 @@ def test_table4_is_table1_corruption_by_corruption(reproduced):
     assert [row["corruption"] for row in four["rows"]] == list(CORRUPTIONS)
     standard = next(row["ra"] for row in one["rows"] if row["method"] == "std")
     assert sum(row["standard"] for row in four["rows"]) / 19 == pytest.approx(standard, abs=0.02)
-
-
-def _write_verbosity(path):
-    path.write_text(f"{is_quiet()} {is_verbose()}")
-
-
-@pytest.mark.parametrize(("option", "expected"), [(set_quiet, "True False"), (set_verbose, "False True")])
-def test_worker_processes_are_as_quiet_or_verbose_as_the_command(option, expected, tmp_path):
-    with session():
-        option(True)
-        run_in_workers(_write_verbosity, (tmp_path / "found",), 1, 1)
-    assert (tmp_path / "found").read_text() == expected
 
 
 def test_finished_results_are_not_made_again(reproduced):

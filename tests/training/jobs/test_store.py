@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rws.errors import InputError
-from rws.training.jobs.store import ARRAYS, JSON, SCORED, STATE, Codec, Store, claim, run_jobs
+from rws.training.jobs.graph import Job, run
+from rws.training.jobs.store import ARRAYS, JSON, SCORED, STATE, Codec, Store, claim
+from rws.training.jobs.workers import Here
 
 NAMES = [f"job{number}" for number in range(6)]
 FORK = multiprocessing.get_context("fork")
@@ -62,9 +64,9 @@ def make_job(folder, name):
 
 def share(folder):
     store = Store(folder)
-    run_jobs(
-        {name: partial(store.get, f"{name}.json", 0, partial(make_job, folder, name), JSON) for name in NAMES}, folder
-    )
+    jobs = {name: partial(store.get, f"{name}.json", 0, partial(make_job, folder, name), JSON) for name in NAMES}
+    graph = {name: Job(job) for name, job in jobs.items()}
+    run(graph, Here(graph, folder), quiet=True)
 
 
 def hold(folder, started):
@@ -271,14 +273,6 @@ def test_a_claim_is_refused_while_it_is_held_and_free_when_its_process_dies(tmp_
     holder.join()
     with claim(tmp_path, "job0", wait=False) as held:
         assert held
-
-
-def test_a_job_that_fails_says_so(tmp_path):
-    def fail():
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        run_jobs({"a": fail}, tmp_path)
 
 
 @pytest.mark.parametrize("other", ["remake", "refuse", "keep"])

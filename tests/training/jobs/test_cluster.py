@@ -1,0 +1,99 @@
+"""Against a real Ray cluster of several nodes on this machine, of one CPU each."""
+
+import os
+import threading
+from collections import Counter
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster as RayCluster
+
+from rws.errors import UsageError
+from rws.training.jobs.graph import JobsFailedError
+from support.job_graphs import drive, files_in, runs_of, sum_in, wait_until
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def node(nodes):
+    """A second node, which is gone afterwards."""
+    added = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield added
+    if added in nodes.list_all_nodes():
+        nodes.remove_node(added, allow_graceful=False)
+
+
+def test_one_two_and_three_nodes_make_the_same_files(tmp_path, nodes, node):
+    drive(tmp_path / "here", 5)
+    drive(tmp_path / "two", 5, on="ray")
+    third = nodes.add_node(num_cpus=1)
+    drive(tmp_path / "three", 5, on="ray")
+    nodes.remove_node(third)
+    nodes.remove_node(node)
+    drive(tmp_path / "one", 5, on="ray")
+    expected = files_in(tmp_path / "here")
+    assert all(files_in(tmp_path / name) == expected for name in ("one", "two", "three"))
+
+
+def test_a_job_that_always_fails_is_reported_and_the_others_go_on(tmp_path, nodes):
+    with pytest.raises(JobsFailedError, match="job-1: ValueError: job-1 is broken"):
+        drive(tmp_path, 4, harm="fails", on="ray")
+    assert Counter(runs_of(tmp_path)) == {"job-0": 1, "job-1": 2, "job-2": 1, "job-3": 1}
+    assert "ValueError: job-1 is broken" in (tmp_path / "logs" / "job-1.log").read_text()
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_had_begun(tmp_path, nodes):
+    drive(tmp_path, 5, harm="dies once", on="ray")
+    assert sum_in(tmp_path) == 10
+    assert Counter(runs_of(tmp_path)) == Counter({f"job-{n}": 1 for n in range(5)} | {"job-1": 2})
+
+
+def test_nodes_may_die_and_come(tmp_path, nodes, node):
+    driver = threading.Thread(target=drive, args=(tmp_path, 12, 0.5), kwargs={"on": "ray"})
+    driver.start()
+    wait_until(lambda: len(runs_of(tmp_path)) >= 3)
+    nodes.remove_node(node, allow_graceful=False)
+    other = nodes.add_node(num_cpus=1)
+    driver.join(120)
+    assert not driver.is_alive()
+    nodes.remove_node(other, allow_graceful=False)
+    assert sum_in(tmp_path) == 66
+    again = Counter(runs_of(tmp_path)) - Counter({f"job-{n}": 1 for n in range(12)})
+    assert again.total() <= 1
+
+
+def test_a_node_with_another_version_of_the_code_is_refused(tmp_path, nodes, monkeypatch, caplog):
+    stale = tmp_path / "stale"
+    stale.mkdir()
+    (stale / "sitecustomize.py").write_text(
+        "import importlib.metadata as m\nold = m.version\n"
+        "m.version = lambda name: '9.9' if name == 'rws-edge' else old(name)\n"
+    )
+    path = os.pathsep.join([str(stale), os.environ.get("PYTHONPATH", "")])
+    other = nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": path})
+    nodes.wait_for_nodes()
+    drive(tmp_path / "work", 6, 0.3, on="ray")
+    nodes.remove_node(other, allow_graceful=False)
+    assert sum_in(tmp_path / "work") == 15
+    assert Counter(runs_of(tmp_path / "work")) == {f"job-{n}": 1 for n in range(6)}
+    assert "has version 9.9" in caplog.text
+    assert "it gets no jobs" in caplog.text
+
+
+def test_there_is_no_cluster(tmp_path, monkeypatch):
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UsageError, match=r"no Ray cluster at auto .*start one with `ray start`"):
+        drive(tmp_path, 1, on="ray")
