@@ -230,3 +230,35 @@ def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int)
     result = measure_storage(models, progress=say)
     print_storage(result, result_console())
     save(report, "storage/1", result, seed=0, layers=layers)
+
+
+@bench.command()
+def jobs(
+    data: Annotated[str | None, typer.Option(help="Test images to replay in every place. Default: none.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images of each of the 96 sets.")] = 100,
+    count: Annotated[int, typer.Option(min=2, help="Jobs of a second of CPU, beside a bare loop.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of these, interleaved.")] = 3,
+    most: Annotated[int, typer.Option(min=10, help="Small jobs, at most.")] = 10_000,
+    report: JsonOption = None,
+) -> None:
+    """Measure what the job graph costs, how it grows, and whether each place makes the same result.
+
+    \b
+    Examples:
+        rws bench jobs --count 20 --rounds 1 --most 1000
+        rws bench jobs --data ~/data/cifar10 --json jobs.json
+    """
+    with require("cluster"):
+        import ray  # noqa: F401  # before minutes of work, not after
+
+        from rws.benchmarks.jobs.measure import growth, overhead, places
+        from rws.benchmarks.jobs.plan import measured_rates, plan
+    rates = [measured_rates(name) for name in ("resnet50", "efficientnet_b0")]
+    result: Record = {"rates": rates, "plan": [row for each in rates for row in plan(each)]}
+    result["places"] = [] if data is None else places(data, limit, say)
+    result["overhead"] = overhead(count, 1.0, rounds)
+    say(f"overhead: {result['overhead']['ratio']:.3f} of the bare loop")
+    result["growth"] = growth([most // 10, most // 3, most])
+    for row in result["growth"]:
+        show(f"{row['jobs']} jobs: {row['s']} s, again {row['again_s']} s, {row['driver_bytes'] / 1e6:.0f} MB")
+    save(report, "jobs/1", {"limit": limit, **result}, data)

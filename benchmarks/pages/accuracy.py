@@ -1,11 +1,11 @@
-"""The tables of docs/benchmarks/accuracy.md and signatures.md."""
+"""The tables of README.md, docs/benchmarks/accuracy.md and signatures.md."""
 
 from collections.abc import Callable, Iterator
 from statistics import fmean
 from typing import Any
 
 from rws.benchmarks.common.tables import Column, columns, label
-from rws.benchmarks.pages.results import read, table
+from rws.benchmarks.pages.results import find, lookup, read, table
 
 ARMS = {
     "std": "no patch",
@@ -68,4 +68,18 @@ SIGNATURE_TABLES: dict[str, Callable[[], str]] = {
         columns({"robust accuracy": "ra", "clean accuracy after 19 patches and resets": "ta_after_reset"}, ".2f"),
         Column("bytes of the file", "bytes", ","),
     ),
+}
+
+README_ARMS = {
+    "std": "no patch",
+    "frame": "**trained oracle**",
+    "perfect": "perfect oracle (type and severity known)",
+    "augmented": "baseline: one model, trained with all corruptions",
+}
+README_TABLES = {
+    "results": table(
+        lambda: (find(lookup("baselines.rows"), method=method, protocol="iid", batch=1) for method in README_ARMS),
+        label("", lambda row: README_ARMS[row["method"]]),
+        columns({"clean accuracy": "ta", "robust accuracy": "ra"}, ".1f"),
+    )
 }

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rws.benchmarks.common.committed import RESULTS, ROOT, check_checkout
-from rws.benchmarks.pages import accuracy, corruptions, drill, latency, oracle, paper, readme, results, zoo
+from rws.benchmarks.pages import accuracy, corruptions, drill, jobs, latency, oracle, paper, results, zoo
 from rws.benchmarks.pages.results import sources
 from rws.errors import InputError
 
@@ -29,9 +29,10 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "drill": (drill.TABLES, "drill drill_video_* soak* damage"),
     "paper": (paper.TABLES, "reproduce/**/*"),
     "corruptions": (corruptions.TABLES, "corruption_*"),
+    "jobs": (jobs.TABLES, "jobs"),
 }
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
-    "README.md": readme.TABLES,
+    "README.md": accuracy.README_TABLES,
     **{page: {} for page in ("docs/get_started.md", "docs/guides/own_model.md")},
     "benchmarks/results/README.md": {"results": sources("**/*")},
     **{f"docs/benchmarks/{page}.md": {**made, "sources": sources(names)} for page, (made, names) in _SITE.items()},

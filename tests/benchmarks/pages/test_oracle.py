@@ -7,8 +7,8 @@ from rws.benchmarks.baselines.cost import ENGINES
 from rws.benchmarks.baselines.registry import BASELINES, COMPARED
 from rws.benchmarks.oracle.policies import FAMILIES, RULES
 from rws.benchmarks.pages import results as page_results
+from rws.benchmarks.pages.accuracy import README_TABLES
 from rws.benchmarks.pages.oracle import CHOSEN, METHODS, PAIRS, POLICIES, STREAM_TABLES, TABLES
-from rws.benchmarks.pages.readme import TABLES as README_TABLES
 from rws.benchmarks.pages.render import evaluate
 
 MADE = {"command": "rws …", "commit": "1234567", "machine": {"processor": "a CPU"}, "seed": 3}

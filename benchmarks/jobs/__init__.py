@@ -1,0 +1,1 @@
+"""What many jobs cost: overhead, growth, and the same work in other places."""
