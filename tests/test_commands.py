@@ -150,11 +150,19 @@ CASES: dict[str, Case] = {
         prints="1 signatures over",
     ),
     "replay": Case(measured("--limit", 2), prints="regret"),
+    "job run": Case(
+        lambda x: (1, "of", 1, "replay", "--data", x.few_images(), "--limit", 2, "--work", x.folder / "work"),
+        prints="regret",
+    ),
     "demo": Case(lambda x: ("--bundle", x.built, "--out", x.folder / "demo"), prints="timeline.png"),
     "reproduce": Case(
         lambda x: ("--status", "--out", x.folder, "--json", x.folder / "out.json"),
         prints="missing",
         reason="its trainings run in tests/benchmarks/paper/test_run.py",
+    ),
+    "bench jobs": Case(
+        lambda x: ("--count", 2, "--rounds", 1, "--most", 10, "--json", x.folder / "out.json"),
+        prints="10 jobs",
     ),
     "bench policies": Case(measured("--limit", 2, "--validation-limit", 2)),
     "bench pairs": Case(measured("--pairs", 1, "--limit", 2, "--validation-limit", 2)),

@@ -15,7 +15,7 @@ from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOpt
 
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
-    from rws.benchmarks.paper.run import Task
+    from rws.benchmarks.paper.jobs import Task
 NAMES = (*(f"table{n}" for n in range(1, 6)), *(f"fig{n}" for n in range(2, 10)), "init", "tuned", "smaller")
 """What can be reproduced: the names of `paper.entries`, known before torch is imported."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency of ours
 
 from rws import terminal
 from rws.benchmarks.common.tables import Record
@@ -161,4 +161,4 @@ def _cluster(nodes: int) -> Iterator["Cluster"]:
             cluster.add_node(num_cpus=1)
         yield cluster
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]  # Ray types a part of itself

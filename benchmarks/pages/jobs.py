@@ -1,8 +1,15 @@
 """The tables of docs/benchmarks/jobs.md: places, growth, and the plan of large work."""
 
-from rws.benchmarks.common.tables import Column, label
+from functools import partial
+
+from rws.benchmarks.common.tables import Column, Record, label
 from rws.benchmarks.jobs.plan import NODES
 from rws.benchmarks.pages.results import table
+
+
+def _hours(nodes: int, row: Record) -> str:
+    return f"{row[f'hours_{nodes}']:.2f} ({row[f'bound_{nodes}']})"
+
 
 TABLES = {
     "places": table("jobs.places", label("", "place"), Column("s", "s", ".0f"), label("digest", "result")),
@@ -19,9 +26,6 @@ TABLES = {
         label("", "work"),
         Column("jobs", "jobs", ","),
         Column("core hours of one", lambda row: f"{row['job_s'] / 3600:.1f}"),
-        *(
-            label(f"{n} node{'s' * (n > 1)}: hours", lambda row, n=n: f"{row[f'hours_{n}']:.2f} ({row[f'bound_{n}']})")
-            for n in NODES
-        ),
+        *(label(f"hours on {nodes} {'nodes' if nodes > 1 else 'node'}", partial(_hours, nodes)) for nodes in NODES),
     ),
 }

@@ -9,7 +9,8 @@ from rws.benchmarks.common.tables import Column, columns, label, markdown, plain
 from rws.benchmarks.pages.results import find, made_by
 from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.entries import ENTRIES, TABLE_COLUMNS
-from rws.benchmarks.paper.run import RESULTS, Task, status, tasks
+from rws.benchmarks.paper.jobs import Task
+from rws.benchmarks.paper.run import RESULTS, status, tasks
 
 TITLES = {
     "cifar10-vgg16": "CIFAR-10, VGG-16",

@@ -119,7 +119,8 @@ def _widened(node: onnx.NodeProto, inputs: Sequence[onnx.TensorProto]) -> NDArra
     if node.op_type == "Mul" and kinds == [onnx.TensorProto.FLOAT] * 2:
         array, factor = inputs[0].dims, inputs[1].dims
         if len(array) == len(factor) and all(one in (1, many) for one, many in zip(factor, array, strict=True)):
-            return numpy_helper.to_array(inputs[0]) * numpy_helper.to_array(inputs[1])
+            product: NDArray[np.float32] = np.multiply(*map(numpy_helper.to_array, inputs), dtype=np.float32)
+            return product
     return None
 
 

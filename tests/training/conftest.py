@@ -2,6 +2,23 @@ import cv2
 import pytest
 
 
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of one node of one CPU; tests may add nodes, and remove them again."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray_address(ray_cluster, monkeypatch):
+    """The address of the cluster, where `--on ray` finds it."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    return ray_cluster.address
+
+
 @pytest.fixture(scope="module")
 def image_files(clear, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")

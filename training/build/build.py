@@ -391,7 +391,7 @@ class Build:
         """Do the jobs of some kinds that are not done, as `graph` and `do_jobs` have it."""
         graph = self.graph(kinds)
         self.plan(self._kinds(kinds))
-        onto = self.onto and self.onto.path
+        onto = self.onto and self.onto.path.absolute()
         arguments = (self.recipe, self.source, self.work, self.size, str(self.device), onto, tuple(kinds))
         do_jobs(graph, Work(open_graph, arguments, self.work), where)
 

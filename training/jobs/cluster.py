@@ -33,7 +33,7 @@ class Cluster:
         try:
             if self._begun:
                 _check_open(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray's errors share no base
             fault = f"no Ray cluster at {address} ({first_line(error)[:200]})"
             raise UsageError(f"{fault}; start one with `ray start`") from error
@@ -45,14 +45,14 @@ class Cluster:
     @property
     def slots(self) -> int:
         """Jobs in flight: some more than the cluster can run now, so that it scales."""
-        cpus = ray.cluster_resources().get("CPU", 0)
+        cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]  # Ray types a part of itself
         return self._most or max(1, _WAITING * int(cpus // self._threads))
 
     def submit(self, job: str) -> None:
         """Give a job to the cluster, but not to a node that had another version of the code."""
         task = self._task
         if self._stale:
-            strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self._stale)})
+            strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self._stale)})  # type: ignore[no-untyped-call]
             task = task.options(scheduling_strategy=strategy)
         self._jobs[task.remote(self._work, job, self._threads, code_version())] = job
 

@@ -96,8 +96,8 @@ class Processes:
     def wait(self, seconds: float) -> list[Outcome]:
         """Return what has ended, after `seconds` at most."""
         outcomes = []
-        for connection in wait(list(self._busy), seconds):
-            worker, job = self._busy.pop(connection)  # type: ignore[arg-type]
+        ended = wait(list(self._busy), seconds)
+        for worker, job in [self._busy.pop(connection) for connection in [*self._busy] if connection in ended]:
             try:
                 outcomes.append(worker.connection.recv())
                 self._idle.append(worker)

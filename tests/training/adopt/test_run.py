@@ -58,6 +58,15 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     assert json.loads((tmp_path / "summary.json").read_text())
 
 
+@pytest.mark.parametrize("where", [("--workers", 2), ("--on", "ray")])
+def test_elsewhere_the_same_bundle_is_made(command_built, image_files, tmp_path, where, ray_address):
+    out, _, _, root = command_built
+    options = ("--recipe", root / "adopt.toml", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *where)
+    rws("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1, *options)
+    for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (out / name).read_bytes()
+
+
 def test_the_signatures_of_a_bundle_can_be_kept_and_only_its_oracle_made(command_built, image_files, tmp_path):
     out, _, _, root = command_built
     old = Bundle.load(out)

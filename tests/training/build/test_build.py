@@ -55,6 +55,14 @@ def test_a_finished_build_is_not_repeated(built, tiny_recipe, image_folder, tmp_
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+@pytest.mark.parametrize("where", [("--workers", 2), ("--on", "ray")])
+def test_elsewhere_the_same_bundle_is_made(built, tiny_recipe, image_folder, tmp_path, where, ray_address):
+    options = ("--recipe", tiny_recipe, "--work", tmp_path / "work", "--out", tmp_path / "bundle", "--threads", 1)
+    rws("train", image_folder, *options, *where)
+    for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (built[0] / name).read_bytes()
+
+
 def test_building_onto_a_bundle_keeps_its_model_and_signatures(built, tiny_recipe, image_folder, tmp_path):
     out, work = built[0], tmp_path / "work"
     other = tmp_path / "other.toml"

@@ -6,23 +6,16 @@ from collections import Counter
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster as RayCluster
 
 from rws.errors import UsageError
 from rws.training.jobs.graph import JobsFailedError
 from support.job_graphs import drive, files_in, runs_of, sum_in, wait_until
 
 
-@pytest.fixture(scope="module")
-def nodes():
-    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        yield cluster
-    finally:
-        del os.environ["RAY_ADDRESS"]
-        ray.shutdown()
-        cluster.shutdown()
+@pytest.fixture
+def nodes(ray_cluster, ray_address):
+    yield ray_cluster
+    ray.shutdown()
 
 
 @pytest.fixture
