@@ -236,7 +236,7 @@ def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int)
 def jobs(
     data: Annotated[str | None, typer.Option(help="Test images to replay in every place. Default: none.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Images of each of the 96 sets.")] = 100,
-    count: Annotated[int, typer.Option(min=2, help="Jobs of a second of CPU, beside a bare loop.")] = 60,
+    count: Annotated[int, typer.Option(min=2, help="Jobs of a second of CPU, compared with a bare loop.")] = 60,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of these, interleaved.")] = 3,
     most: Annotated[int, typer.Option(min=10, help="Small jobs, at most.")] = 10_000,
     report: JsonOption = None,

@@ -1,4 +1,4 @@
-"""What the job graph costs beside a bare loop, how it grows, and whether every place makes the same result."""
+"""What the job graph costs compared with a bare loop, how it grows, and whether every place makes the same result."""
 
 import hashlib
 import json

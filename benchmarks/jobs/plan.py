@@ -77,7 +77,7 @@ def plan(rates: Record, epochs: float = 0.1) -> list[Record]:
     `rates`: of `measured_rates`; `epochs` of ImageNet-1k that tune a signature.
     """
     name, images = rates["architecture"], epochs * TRAIN_IMAGES
-    # A step of tuning runs the clean model beside the tuned one.
+    # A step of tuning runs the clean model, too.
     seconds = images / rates["tuned_per_s"] + images / rates["answers_per_s"]
     sets = len(CORRUPTIONS) * SEVERITIES * (TEST_IMAGES // SHARD)
     works = (

@@ -219,7 +219,9 @@ class AdoptionBuild:
         return [digest.hexdigest(), self.recipe.seed]
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
-        return self._store.entry(name, [ADOPT_VERSION, *self._identity, *depends_on], codec)
+        model_and_images, seed = self._identity
+        identity = {"version": ADOPT_VERSION, "model and images": model_and_images, "seed": seed, "of": depends_on}
+        return self._store.entry(name, identity, codec)
 
     @cached_property
     def _crop(self) -> tuple[int, int]:
@@ -460,7 +462,7 @@ class AdoptionBuild:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
 
         If there is no bundle yet, one of the first signatures is written on the way; its manifest says `partial`.
-        `do` does the jobs of `graph`, of some signatures; None: each is done where it is needed, in this process.
+        `do` does the jobs of `graph`, of some signatures; None: each is done in this process when its files are read.
         """
         check_bundle_folder(out)
         self.check()

@@ -131,7 +131,8 @@ class Build:
         return json.loads(json.dumps([BUILD_VERSION, self._data_digest, asdict(self.recipe), ancestor]))
 
     def _entry(self, name: str, codec: Codec[T], *depends_on: Any) -> Entry[T]:
-        return self._store.entry(name, [BUILD_VERSION, self._data_digest, self.recipe.seed, *depends_on], codec)
+        identity = {"version": BUILD_VERSION, "images": self._data_digest, "seed": self.recipe.seed, "of": depends_on}
+        return self._store.entry(name, identity, codec)
 
     def new_model(self) -> nn.Module:
         """Return the untrained init: a new classifier, or the ancestor's body under a new head."""

@@ -121,16 +121,12 @@ def adopt(
         rws adopt classifier.onnx clean_frames/ --onto my_bundle --own-oracle my_camera/ --out for_my_camera
     """
     with require("train"):
-        import torch
-
         from rws.training.adopt.graph import Preprocessing
         from rws.training.adopt.outputs import Wanted
         from rws.training.adopt.run import AdoptOptions, numbers, run_adopt, side_lengths
         from rws.training.jobs.driver import Where
         from rws.training.jobs.progress import JobLines
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     preprocessing = None
     if bgr or (mean, std, scale) != (None, None, None):
         shift, divisor = numbers("--mean", mean or "0"), numbers("--std", std or "1")

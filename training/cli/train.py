@@ -48,16 +48,12 @@ def train(
         rws train my_photos/ --onto my_bundle --out calibrated
     """
     with require("train"):
-        import torch
-
         from rws.edge.bundle.bundle import Bundle
         from rws.training.build.build import Build
         from rws.training.build.recipe import load_recipe
         from rws.training.jobs.driver import Where
         from rws.training.jobs.progress import JobLines
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     where = Where(on, workers, threads, explain)
     kept = None if onto is None else Bundle.load_classifier(onto)
     work, data = work.absolute(), absolute(data)

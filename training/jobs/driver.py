@@ -11,7 +11,7 @@ from rws.errors import UsageError
 from rws.terminal import say, show
 from rws.training.jobs.graph import Graph, Work, Workers, explain, needed, run
 from rws.training.jobs.version import same_version
-from rws.training.jobs.workers import Here, Processes
+from rws.training.jobs.workers import Here, Processes, set_threads
 
 _member: ContextVar[tuple[int, int] | None] = ContextVar("member", default=None)
 
@@ -88,4 +88,6 @@ def _workers(graph: Graph, work: Work, where: Where) -> Workers:
         return Cluster(work, address, where.threads_each or 1, where.workers if where.workers > 1 else None)
     if where.workers > 1:
         return Processes(work, where.workers, where.threads_each or 1)
+    if where.threads:
+        set_threads(where.threads)
     return Here(graph, work.folder)

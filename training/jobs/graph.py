@@ -48,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job on its way through a worker.
+    """How a job ended in a worker.
 
     `held`: another process makes it. `died`: its process did. `refused`: the node has another version of the code.
     """
@@ -155,7 +155,7 @@ class Run:
             yield name
 
     def end(self, outcome: Outcome) -> None:
-        """Take what became of a job."""
+        """Take how a job ended."""
         name = outcome.job
         self.running.discard(name)
         self.written += outcome.bytes

@@ -150,10 +150,15 @@ def do_logged(work: Work, job: str, threads: int) -> Outcome:
             traceback.print_exc(file=sys.stderr)
             why = f"cannot be opened: {type(error).__name__}: {first_line(error)}"[:_LONGEST]
             return Outcome(job, "failed", node=platform.node(), why=why)
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(threads)
+        set_threads(threads)
         # An error may not survive the way to another process.
         return replace(do(graph, work.folder, job, platform.node()), error=None)
+
+
+def set_threads(count: int) -> None:
+    """Let torch compute with some threads, if this process has loaded it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
 
 
 def _opened(work: Work) -> Graph:

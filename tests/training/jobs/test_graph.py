@@ -11,7 +11,7 @@ from rws.training.jobs.store import JSON, NotMadeError, Store, differences, miss
 
 
 class Memory:
-    """Jobs whose files are names in a set, and workers that end them as told."""
+    """Jobs whose files are names in a set, and workers that end them as given."""
 
     def __init__(self, after, ends=(), slots=2):
         self.made, self.looked, self.begun = set(), Counter(), []
@@ -73,7 +73,7 @@ def test_a_job_that_fails_twice_is_reported_and_the_others_go_on():
     assert memory.closed
 
 
-def test_a_process_that_dies_is_begun_again_but_not_for_ever():
+def test_a_process_that_dies_is_begun_again_a_few_times():
     memory = Memory(DIAMOND, {"left": ["died"] * (DEATHS - 1)})
     assert run(memory.graph, memory)
     memory = Memory(DIAMOND, {"left": ["died"] * DEATHS})
