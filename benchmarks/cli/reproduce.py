@@ -11,7 +11,7 @@ from rws.edge.cli.parameters import JsonOption
 from rws.edge.common.extras import require
 from rws.errors import UsageError, check_known
 from rws.terminal import say, show
-from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOption, WorkersOption
+from rws.training.cli.parameters import ExplainOption, OnOption, ThreadsOfJobOption, WorkersOption, absolute
 
 if TYPE_CHECKING:
     from rws.benchmarks.paper.columns import Place
@@ -84,7 +84,9 @@ def reproduce(
         from rws.benchmarks.paper.columns import RECIPES, Place, parse_data
         from rws.benchmarks.paper.run import reproduce as run
         from rws.training.jobs.driver import Where
-    place = Place(parse_data(data or []), work.absolute(), scale, device, limit, recipes or RECIPES, pretrained)
+    images = {name: absolute(source) for name, source in parse_data(data or []).items()}
+    folder = (recipes or RECIPES).absolute()
+    place = Place(images, work.absolute(), scale, device, limit, folder, absolute(pretrained))
     chosen = _chosen(names or [], column or [], place)
     for path in run(chosen, place, out=out or work, where=Where(on, workers, threads, explain)):
         say(f"wrote {path}")

@@ -49,7 +49,8 @@ def open_graph(chosen: Sequence[Task], place: Place, progress: Progress | None =
         names = {task.name for task in chosen if column in task.sources}
         measures[column] = measure = measured_column(column, place, progress)
         kinds = sorted({kind for name in names for kind in ENTRIES[name].kinds})
-        measure.build.plan(kinds)
+        if progress is not None:
+            measure.build.plan(kinds)
         trainings = _trainings(measure.build, kinds)
         found = _scores(measure, names, tuple(trainings))
         graph |= trainings | found

@@ -3,9 +3,10 @@
 Regret = perfect − trained. Its split goes from one to the other with the bundle's policy and an oracle that knows less
 and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -215,11 +216,11 @@ class Replay:
 
     def outcome(self, name: str) -> SetOutcome:
         """Return what is kept of a set, `corruption-severity`, or evaluate it."""
-        digests = {file: spec.sha256 for file, spec in self.bundle.manifest.files.items()}
+        manifest = replace(self.bundle.manifest, name="", provenance={}, measured={})
         identity = {
             "version": REPLAY_VERSION,
-            "bundle": digests,
-            "images": self._sets[name].digest,
+            "bundle": hashlib.sha256(manifest.to_bytes()).hexdigest(),
+            "images": self._sets[name].digest(),
             "set": name,
             "limit": self.options.limit,
             "seed": self.options.seed,

@@ -83,7 +83,7 @@ class LiveSession(Patchable):
         if self.from_cache:
             return
         proto = read_model(model)
-        if isinstance(model, (str, Path)) and not in_one_file(Path(model)):
+        if store is not None and isinstance(model, (str, Path)) and not in_one_file(Path(model)):
             store = None  # the other files are not hashed
         if layers is not None:
             proto = prepare(proto)

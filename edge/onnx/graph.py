@@ -86,42 +86,48 @@ def _widen(model: onnx.ModelProto) -> None:
     graphs = [part for part in parts(model) if isinstance(part, onnx.GraphProto)]
     fixed = {value.name for graph in graphs for value in (*graph.input, *graph.output)}
     readers = Counter(name for graph in graphs for node in graph.node for name in node.input)
-    alone = {
-        tensor.name: tensor
-        for tensor in model.graph.initializer
-        if readers[tensor.name] == 1 and min(tensor.dims, default=0) >= 0
-    }
-    alone = {name: tensor for name, tensor in alone.items() if name not in fixed}
-    kept, made, used = [], {}, set()
+    stored = {t.name: t for t in model.graph.initializer if readers[t.name] == 1 and min(t.dims, default=0) >= 0}
+    cast: dict[str, onnx.TensorProto] = {}  # of Casts, float32
+    kept, made, used = [], dict[str, onnx.TensorProto](), set[str]()
     for node in model.graph.node:
-        inputs = [alone[name] for name in node.input if name in alone]
-        wide = _widened(node, inputs) if len(inputs) == len(node.input) and not fixed & {*node.output} else None
-        if wide is None:
-            kept.append(node)
-            continue
-        used |= {*node.input}
-        made[node.output[0]] = tensor = numpy_helper.from_array(wide, node.output[0])
-        if readers[tensor.name] == 1:
-            alone[tensor.name] = tensor
+        names = [*node.input]
+        if len(node.output) == 1 and not node.domain and not fixed & {*names, *node.output}:
+            wide = None
+            if node.op_type == "Cast" and len(names) == 1 and names[0] in stored:
+                wide = _as_float32(node, stored[names[0]])
+            elif node.op_type == "Mul" and len(names) == 2 and names[0] in cast and names[1] in stored:
+                wide = _scaled(cast[names[0]], stored[names[1]])
+            if wide is not None:
+                name = node.output[0]
+                used |= {*names}
+                for gone in names:
+                    made.pop(gone, None)
+                made[name] = tensor = numpy_helper.from_array(wide, name)
+                if node.op_type == "Cast" and readers[name] == 1:
+                    cast[name] = tensor
+                continue
+        kept.append(node)
     if made:
-        tensors = [tensor for tensor in (*model.graph.initializer, *made.values()) if tensor.name not in used]
-        for field, new in ((model.graph.node, kept), (model.graph.initializer, tensors)):
+        tensors = [tensor for tensor in model.graph.initializer if tensor.name not in used]
+        for field, new in ((model.graph.node, kept), (model.graph.initializer, [*tensors, *made.values()])):
             del field[:]
             field.extend(new)
 
 
-def _widened(node: onnx.NodeProto, inputs: Sequence[onnx.TensorProto]) -> NDArray[np.float32] | None:
-    """Return what a node makes of initializers; None if it is not one that `_widen` replaces."""
-    kinds = [tensor.data_type for tensor in inputs]
+def _as_float32(node: onnx.NodeProto, tensor: onnx.TensorProto) -> NDArray[np.float32] | None:
     to = [attribute.i for attribute in node.attribute if attribute.name == "to"]
-    if node.op_type == "Cast" and to == [onnx.TensorProto.FLOAT] and kinds[0] in _NARROW:
-        return numpy_helper.to_array(inputs[0]).astype(np.float32)
-    if node.op_type == "Mul" and kinds == [onnx.TensorProto.FLOAT] * 2:
-        array, factor = inputs[0].dims, inputs[1].dims
-        if len(array) == len(factor) and all(one in (1, many) for one, many in zip(factor, array, strict=True)):
-            product: NDArray[np.float32] = np.multiply(*map(numpy_helper.to_array, inputs), dtype=np.float32)
-            return product
-    return None
+    if tensor.data_type not in _NARROW or to != [onnx.TensorProto.FLOAT]:
+        return None
+    return numpy_helper.to_array(tensor).astype(np.float32)
+
+
+def _scaled(tensor: onnx.TensorProto, scale: onnx.TensorProto) -> NDArray[np.float32] | None:
+    if scale.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != len(scale.dims):
+        return None
+    if not all(one in (1, many) for one, many in zip(scale.dims, tensor.dims, strict=True)):
+        return None
+    product: NDArray[np.float32] = np.multiply(numpy_helper.to_array(tensor), numpy_helper.to_array(scale))
+    return product
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:

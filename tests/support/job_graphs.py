@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from rws.terminal import is_quiet, is_verbose
-from rws.training.jobs.driver import Where, do_jobs
+from rws.training.jobs.driver import Where, as_member, do_jobs
 from rws.training.jobs.graph import Job, Work
-from rws.training.jobs.store import JSON, Store
+from rws.training.jobs.store import JSON, Codec, Store
 
 
 def open_jobs(folder, count, seconds=0.0, harm=""):
@@ -76,5 +76,33 @@ def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.json*")}
 
 
+def open_neck(folder, count, seconds=0.0):
+    """Return a job that all of `count` others need, and `sum`."""
+    graph = open_jobs(folder, count, seconds)
+    neck = Job(partial(Store(folder).get, "neck.json", 0, partial(make, folder, "neck-0", seconds, ""), JSON))
+    others = {name: Job(job.make, ("neck", *job.after)) for name, job in graph.items()}
+    return {"neck": neck} | others
+
+
+def open_slow_write(folder):
+    """Return one job whose write takes two seconds."""
+
+    def encode(value):
+        (folder / "writing").write_text("")
+        time.sleep(2)
+        return JSON.encode(value)
+
+    slow = Codec(encode, JSON.decode)
+    return {"slow": Job(lambda: Store(folder).get("slow.json", 1, lambda: 1, slow))}
+
+
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), workers=int(sys.argv[4]))
+    place, kind, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    if kind == "jobs":
+        drive(place, int(rest[0]), float(rest[1]), workers=int(rest[2]))
+    elif kind == "write":
+        do_jobs(open_slow_write(place), Work(open_slow_write, (place,), place), Where(workers=int(rest[0])))
+    else:
+        with as_member(int(rest[2]), int(rest[3])):
+            arguments = (place, int(rest[0]), float(rest[1]))
+            do_jobs(open_neck(*arguments), Work(open_neck, arguments, place))

@@ -35,7 +35,8 @@ from rws.training.corruptions import CORRUPTIONS, KNOWN, corrupt, seeds_for
 from rws.training.data.clean_images import CleanImages, shrunk
 from rws.training.evaluation.evaluator import as_input, outputs_of
 from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
-from rws.training.jobs.graph import Graph, Job
+from rws.training.jobs.driver import do_jobs
+from rws.training.jobs.graph import Graph, Job, Work
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, Codec, Entry, Store, T
@@ -442,36 +443,50 @@ class AdoptionBuild:
         entry = self._entry("oracle.npz", SCORED, recipe, self.photographs.digest, hashlib.sha256(content).hexdigest())
         report = self._report("oracle", kinds={"frames": "frame", "steps": "oracle step"})
         training = CameraTraining(self.photographs, recipe, self._store, report, seed, start=content)
-        found = entry.get(training.run)
+
+        def make() -> tuple[bytes, OracleScores]:
+            made = training.run()
+            report({"done": True})
+            return made
+
+        found = entry.get(make)
         self._left.finish("oracle")
-        report({"done": True})
         return found
 
-    def graph(self, names: Sequence[str] = KNOWN) -> Graph:
-        """Return the jobs of a bundle with some signatures."""
-        graph = {"oracle": Job(self.oracle)}
-        before = BEGINS_FROM if self.onto is None else {}
-        for name in names if self.onto is None else ():
-            after = (f"signature-{before[name]}",) if name in before else ()
+    def graph(self, first: bool = False) -> Graph:
+        """Return the jobs of the bundle, and with `first` what a bundle of the first signatures needs."""
+        oracle = {"oracle": Job(self.oracle)}
+        if self.onto is not None:
+            return oracle | {"gain": Job(self.gain)}
+        graph: dict[str, Job] = {}
+        for name in (*FIRST, *(name for name in KNOWN if name not in FIRST)):
+            after = (f"signature-{BEGINS_FROM[name]}",) if name in BEGINS_FROM else ()
             graph[f"signature-{name}"] = Job(partial(self.signature, name), after)
-        gain = "gain" if len(names) == len(KNOWN) else "first-gain"
-        signatures = tuple(job for job in graph if job != "oracle")
-        return graph | {gain: Job(partial(self.gain, names), signatures)}
+            if first and name == FIRST[-1]:
+                graph |= oracle
+                graph["first-gain"] = Job(partial(self.gain, FIRST), tuple(graph))
+        signatures = tuple(job for job in graph if job.startswith("signature-"))
+        return graph | oracle | {"gain": Job(self.gain, signatures)}
 
-    def bundle(self, out: Path, do: Callable[[Sequence[str]], None] | None = None) -> None:
+    def bundle(self, out: Path, do: "Callable[[Graph, Callable[[str], None]], None] | None" = None) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
 
         If there is no bundle yet, one of the first signatures is written on the way; its manifest says `partial`.
-        `do` does the jobs of `graph`, of some signatures; None: each is done in this process when its files are read.
+        `do` does the jobs of a graph, and calls what it is given after each; None: all are done in this process.
         """
         check_bundle_folder(out)
         self.check()
         self._plan()
-        do = do or (lambda names: None)
-        if not out.exists() and self.onto is None:
-            do(FIRST)
-            self._write(out, FIRST)
-        do(KNOWN)
+        graph = self.graph(not out.exists() and self.onto is None)
+
+        def did(job: str) -> None:
+            if job == "first-gain":
+                self._write(out, FIRST)
+
+        if do is None:
+            do_jobs(graph, Work(self.graph, (), self.work), did=did)
+        else:
+            do(graph, did)
         self._write(out, KNOWN)
 
     def _write(self, out: Path, names: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What `rws adopt` does: a bundle for a classifier that exists, from clean images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) ->
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
 
-    def do(names: Sequence[str]) -> None:
-        do_jobs(build.graph(names), Work(open_graph, (options, tuple(names)), options.work), where)
+    def do(graph: Graph, did: Callable[[str], None]) -> None:
+        do_jobs(graph, Work(open_graph, (options, "first-gain" in graph), options.work), where, did)
 
     build.bundle(out, do)
     if scores := build.gain()[1]:
@@ -103,9 +103,9 @@ def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) ->
     say(f"wrote {out}; try: rws run SOURCE --bundle {shown}")
 
 
-def open_graph(options: AdoptOptions, names: Sequence[str]) -> Graph:
+def open_graph(options: AdoptOptions, first: bool) -> Graph:
     """Open the graph of an adoption in another process."""
-    return open_build(options).graph(names)
+    return open_build(options).graph(first)
 
 
 def open_build(options: AdoptOptions, progress: Progress | None = None) -> AdoptionBuild:

@@ -134,7 +134,7 @@ def adopt(
     where = Where(on, workers, threads, explain)
     said = [None if choice is None else choice.value for choice in (target, task, head, fit)]
     options = AdoptOptions(
-        model=absolute(model),
+        model=model if model == "imagenet" else absolute(model),
         images=absolute(images),
         preprocessing=preprocessing,
         wanted=Wanted(said[1], said[2] or "", tuple(output or ())),

@@ -37,6 +37,8 @@ def run(
         raise UsageError(f"rws job run {number} {of}: expected `N of M` and a command")
     if command[0] not in ("train", "adopt", "replay", "reproduce"):
         raise UsageError(f"{command[0]!r} has no jobs; expected train, adopt, replay or reproduce")
+    if command[0] == "replay" and not any(part.split("=")[0] == "--work" for part in command):
+        raise UsageError("replay: give --work FOLDER, which its processes share")
     with require("train"):
         from rws.training.jobs.driver import as_member
     root = ctx.find_root()

@@ -20,5 +20,6 @@ ExplainOption = Annotated[bool, Option("--explain", help="Say of each job whethe
 
 
 def absolute(source: str) -> str:
-    """Return a file or folder with its whole path, for processes that work elsewhere; any other name as it is."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
+    """Return a file, folder or pattern with its whole path, for processes that work elsewhere; other names as given."""
+    is_path = Path(source).exists() or (any(sign in source for sign in "*?[") and "://" not in source)
+    return str(Path(source).absolute()) if is_path else source

@@ -38,11 +38,11 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class ListedSet:
-    """A set that is not read or made yet; `digest` stands for its images before they were corrupted here."""
+    """A set that is not read or made yet; `digest` gives what stands for its images before they are corrupted here."""
 
     corruption: str
     severity: int
-    digest: str
+    digest: Callable[[], str]
     read: Callable[[], Images]
 
     def load(self) -> EvaluationSet:
@@ -83,7 +83,7 @@ def list_sets(
     else:
         split = "test" if not folder.is_dir() or any((folder / name).is_dir() for name in ("test", "val")) else None
         clean = load_images(source, split, size=size, cache=cache, images=limit, seed=seed)
-        sets = _sets_of(clean, severities, limit, seed)
+        sets = _sets_of(fitted(clean, classes, size, source), severities, limit, seed)
     return [replace(found, read=partial(fitting, found.read)) for found in sets]
 
 
@@ -102,9 +102,9 @@ def _sets_of(clean: Images, severities: Sequence[int], limit: int | None, seed: 
     def one(name: str, severity: int) -> Images:
         return replace(chosen, pixels=corrupted(chosen.pixels, ((name, severity),), seed))
 
-    yield ListedSet(CLEAN, 0, digest, lambda: chosen)
+    yield ListedSet(CLEAN, 0, lambda: digest, lambda: chosen)
     for name, severity in product(CORRUPTIONS, severities):
-        yield ListedSet(name, severity, digest, partial(one, name, severity))
+        yield ListedSet(name, severity, lambda: digest, partial(one, name, severity))
 
 
 def corrupted_sets(
@@ -124,7 +124,7 @@ def _folder_sets(folder: Path, severities: Sequence[int], limit: int | None, see
     for name, severity, place in [(CLEAN, 0, folder / CLEAN), *sets]:
         if place.is_dir():
             read = partial(load_images, place, images=limit, seed=seed)
-            yield ListedSet(name, severity, listing(place, find_images([place])[0]), read)
+            yield ListedSet(name, severity, partial(_listed, place), read)
 
 
 def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -> Iterator[ListedSet]:
@@ -143,7 +143,12 @@ def _npy_sets(folder: Path, classes: Sequence[str], severities: Sequence[int]) -
             start = 0 if name == CLEAN else (severity - 1) * count
             part = slice(start, start + count)
             read = partial(_npy_images, array[part], labels[part], tuple(classes))
-            yield ListedSet(name, severity, listing(folder, [file, folder / "labels.npy"]), read)
+            digest = partial(listing, folder, [file, folder / "labels.npy"])
+            yield ListedSet(name, severity, digest, read)
+
+
+def _listed(folder: Path) -> str:
+    return listing(folder, find_images([folder])[0])
 
 
 def _npy_images(array: NDArray[Any], labels: torch.Tensor, classes: tuple[str, ...]) -> Images:

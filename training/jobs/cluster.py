@@ -2,15 +2,18 @@
 
 import logging
 import os
+import pickle
 import socket
+import sys
 from typing import Any
 
 import ray
+from ray.exceptions import LocalRayletDiedError, NodeDiedError
 from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
 
-from rws.errors import UsageError, first_line
+from rws.errors import InputError, UsageError, first_line
 from rws.training.jobs.graph import Outcome, Work
-from rws.training.jobs.version import code_version
+from rws.training.jobs.version import code_version, difference
 from rws.training.jobs.workers import do_logged
 
 log = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ class Cluster:
     """
 
     def __init__(self, work: Work, address: str, threads: int = 1, most: int | None = None) -> None:
-        self._work, self._threads, self._most = work, threads, most
+        self._threads, self._most, self._why = threads, most, ""
         self._begun = not ray.is_initialized()
         try:
             if self._begun:
@@ -37,10 +40,13 @@ class Cluster:
         except Exception as error:  # Ray's errors share no base
             fault = f"no Ray cluster at {address} ({first_line(error)[:200]})"
             raise UsageError(f"{fault}; start one with `ray start`") from error
-        # Nodes have the package installed, so Ray need not send the code of the function.
-        self._task = ray.remote(num_cpus=self._threads, max_retries=-1, retry_exceptions=False)(_do_here)
-        self._jobs: dict[Any, str] = {}
+        # Nodes have the package installed. What they are sent is unpickled when their version is known.
+        self._task = ray.remote(num_cpus=self._threads, max_retries=0, retry_exceptions=False)(_do_here)
+        self._sent = pickle.dumps(work), self._threads, code_version(), sys.argv
+        self._jobs: dict[Any, tuple[str, set[str]]] = {}
         self._stale: list[str] = []
+        if not any(node["Resources"].get("CPU", 0) >= threads for node in ray.nodes() if node["Alive"]):
+            log.warning("no node has %s CPUs; jobs wait for one", threads)
 
     @property
     def slots(self) -> int:
@@ -49,35 +55,50 @@ class Cluster:
         return self._most or max(1, _WAITING * int(cpus // self._threads))
 
     def submit(self, job: str) -> None:
-        """Give a job to the cluster, but not to a node that had another version of the code."""
-        task = self._task
+        """Give a job to the cluster, but not to a node that had another version of the code.
+
+        Raises InputError if all nodes have.
+        """
+        task, nodes = self._task, _nodes()
         if self._stale:
+            if not nodes - {*self._stale}:
+                raise InputError(f"all nodes of the cluster have another version of the code: {self._why}")
             strategy = NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*self._stale)})  # type: ignore[no-untyped-call]
             task = task.options(scheduling_strategy=strategy)
-        self._jobs[task.remote(self._work, job, self._threads, code_version())] = job
+        self._jobs[task.remote(job, *self._sent)] = job, nodes
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Return what has ended, after `seconds` at most."""
         ended, _ = ray.wait(list(self._jobs), num_returns=1, timeout=seconds)
-        outcomes = []
-        for reference in ended:
-            job = self._jobs.pop(reference)
-            try:
-                outcome: Outcome = ray.get(reference)
-            except Exception as error:
-                outcome = Outcome(job, "died", why=first_line(error)[:300])
-            if outcome.status == "refused" and outcome.node not in self._stale:
-                self._stale.append(outcome.node)
-                log.warning("node %s %s; it gets no jobs", outcome.node[:8], outcome.why)
-            outcomes.append(outcome)
-        return outcomes
+        return [self._outcome(reference) for reference in ended]
+
+    def _outcome(self, reference: Any) -> Outcome:
+        job, nodes = self._jobs.pop(reference)
+        try:
+            outcome: Outcome = ray.get(reference)
+        except Exception as error:  # Ray's errors share no base
+            # The death of a node is no fault of its jobs.
+            lost = isinstance(error, (NodeDiedError, LocalRayletDiedError)) or not nodes <= _nodes()
+            cause = first_line(getattr(error, "cause", None) or error)[:300]
+            return Outcome(job, "refused" if lost else "died", why=f"its process or node died: {cause}")
+        if outcome.status == "refused" and outcome.node not in self._stale:
+            self._stale.append(outcome.node)
+            self._why = outcome.why
+            log.warning("node %s %s; it gets no jobs", outcome.node[:8], outcome.why)
+        return outcome
 
     def close(self) -> None:
-        """Cancel what runs; Ray's own processes stay."""
+        """Cancel what runs; Ray's other processes stay."""
         for reference in self._jobs:
-            ray.cancel(reference, force=True)
+            ray.cancel(reference)
+        if self._jobs:
+            ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=_PATIENCE)
         if self._begun:
             ray.shutdown()
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _check_open(address: str) -> None:
@@ -87,8 +108,9 @@ def _check_open(address: str) -> None:
         socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
-def _do_here(work: Work, job: str, threads: int, version: str) -> Outcome:
+def _do_here(job: str, work: bytes, threads: int, version: str, command: list[str]) -> Outcome:
     node = ray.get_runtime_context().get_node_id()
-    if (found := code_version()) != version:
-        return Outcome(job, "refused", node=node, why=f"has version {found} of rws, the driver {version}")
-    return do_logged(work, job, threads)
+    if version != code_version():
+        return Outcome(job, "refused", node=node, why=f"has another version: {difference(version)}")
+    sys.argv[:] = command  # which results name
+    return do_logged(pickle.loads(work), job, threads)

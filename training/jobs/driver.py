@@ -1,7 +1,7 @@
 """Where the jobs of a command run, as its options say."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -42,10 +42,15 @@ class Where:
         """Threads of one job; None if one process has them all."""
         if self.threads or (self.on == "here" and self.workers == 1):
             return self.threads
-        return max(1, (os.cpu_count() or 1) // self.workers) if self.on == "here" else 1
+        return max(1, cores() // self.workers) if self.on == "here" else 1
 
 
 HERE = Where()
+
+
+def cores() -> int:
+    """Return how many cores this process may use, which a batch system may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -60,11 +65,12 @@ def as_member(number: int, count: int) -> Iterator[None]:
         _member.reset(token)
 
 
-def do_jobs(graph: Graph, work: Work, where: Where = HERE) -> None:
+def do_jobs(graph: Graph, work: Work, where: Where = HERE, did: Callable[[str], None] | None = None) -> None:
     """Do all jobs of a graph that are not done; `graph` is what `work` opens, already open in this process.
 
-    With `explain`, and in a member of an array but the first, the command ends here: SystemExit. Raises
-    JobsFailedError, or a job's error, as `run`; InputError if others use the folder with another version of the code.
+    `did` is called with each job that has run, but in an array by the first member only. With `explain`, and in other
+    members of an array, the command ends here: SystemExit. Raises JobsFailedError, or the error of the jobs, as `run`;
+    InputError if others use the folder with another version of the code.
     """
     if where.explain:
         for name, why in explain(graph):
@@ -74,7 +80,8 @@ def do_jobs(graph: Graph, work: Work, where: Where = HERE) -> None:
     with same_version(work.folder):
         workers = _workers(graph, work, where)
         first = (number - 1) * len(graph) // count
-        run(graph, workers, first=first, wait_for_others=number == 1, quiet=isinstance(workers, Here))
+        quiet, own = isinstance(workers, Here), did if number == 1 else None
+        run(graph, workers, first=first, wait_for_others=number == 1, quiet=quiet, did=own)
     if number > 1:
         say(f"member {number} of {count}: nothing is left to begin; the first member ends the work")
         raise SystemExit(0)

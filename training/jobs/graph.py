@@ -1,14 +1,15 @@
 """Jobs that need each other, and the loop that has them run, wherever: here, in processes, on a cluster."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rws.errors import RwsError
+from rws.errors import RwsError, first_line
 from rws.terminal import say
 from rws.training.jobs.progress import left_in_words
 from rws.training.jobs.stopping import stops_after_writes
@@ -16,7 +17,9 @@ from rws.training.jobs.store import missing
 
 TRIES = 2  # how often a job may fail
 DEATHS = 5  # how often the process of a job may die before the job counts as the cause
-_PATIENCE = 1.0  # seconds until a job that another process holds is looked at again
+_PATIENCE = 1.0  # seconds until a job that another process holds is looked at again, then twice as many each time
+_LONGEST_PATIENCE = 30.0
+_LOOKS = 6  # for the files of a job that another node says it has done: a minute
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Job:
 
 
 Graph = Mapping[str, Job]
-"""Jobs by name, `[GROUP/]KIND[-…]`; those of a kind take about the same time."""
+"""Jobs by name, `[GROUP/]KIND[-…]`; those of a kind take about the same time. Of those that can run the first does."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Work:
 class Outcome:
     """How a job ended in a worker.
 
-    `held`: another process makes it. `died`: its process did. `refused`: the node has another version of the code.
+    `held`: another process makes it. `died`: its process did. `refused`: the node has another version of the code, or
+    is gone.
     """
 
     job: str
@@ -121,12 +125,18 @@ class Run:
         for name, job in self.graph.items():
             for other in dict.fromkeys(job.after):
                 self._needed_by[other].append(name)
-        self._unseen = deque(name for name in names[shift:] + names[:shift] if not self._waits_for[name])
+        self._order = {name: (place - shift) % len(names) for place, name in enumerate(names)}
+        self._unseen: list[tuple[int, str]] = []  # a heap, by order
+        for name in names:
+            if not self._waits_for[name]:
+                self._see(name)
         self._ready: deque[str] = deque()
         self._held: dict[str, float] = {}  # until when
-        self._failures: dict[str, int] = {}
-        self._deaths: dict[str, int] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._lost: set[str] = set()  # what needs a job that failed
+        self._counts: Counter[tuple[str, str]] = Counter()  # how often a job ended in a way
+        self._left = Counter(map(_kind, names))
+        self._ran: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
 
     @property
     def is_open(self) -> bool:
@@ -135,95 +145,132 @@ class Run:
 
     @property
     def only_held(self) -> bool:
-        """Whether all that is left is held by other processes."""
-        return bool(self._held) and not (self._unseen or self._ready or self.running)
+        """Whether other processes hold all that is left, and nothing waits for it."""
+        settled = len(self.done) + len(self.failed) + len(self._lost) + len(self._held)
+        return bool(self._held) and settled == len(self.graph)
 
     def begin(self, slots: int) -> Iterator[str]:
         """Yield jobs to begin while fewer than `slots` run; those whose files exist are taken as done."""
         now = self.clock()
         for name in [name for name, until in self._held.items() if until <= now]:
             del self._held[name]
-            self._unseen.append(name)
+            self._see(name)
         while len(self.running) < slots and (self._unseen or self._ready):
             if not self._ready:
-                name = self._unseen.popleft()
-                if not missing(self.graph[name].make):
+                name = heappop(self._unseen)[1]
+                if self._look(name) == "":
                     self._finish(name)
+                if name in self.done or name in self.failed:
                     continue
                 self._ready.append(name)
             self.running.add(name := self._ready.popleft())
             yield name
 
-    def end(self, outcome: Outcome) -> None:
-        """Take how a job ended."""
-        name = outcome.job
+    def _see(self, name: str) -> None:
+        heappush(self._unseen, (self._order[name], name))
+
+    def _look(self, name: str) -> str:
+        """Return why a job is not done, as `missing`; a file that cannot be read makes it fail."""
+        try:
+            return missing(self.graph[name].make)
+        except Exception as error:  # whatever a job says to what it finds
+            self._fail(Outcome(name, "failed", why=first_line(error), error=error))
+            return first_line(error)
+
+    def end(self, outcome: Outcome) -> bool:
+        """Take how a job ended; return whether that is worth a line."""
+        name, how = outcome.job, str(outcome.status)
         self.running.discard(name)
         self.written += outcome.bytes
-        if outcome.status == "done":
-            why = missing(self.graph[name].make)
+        if how == "done":
+            why = self._look(name)
             if not why:
-                self._seconds.setdefault(_kind(name), []).append(outcome.seconds)
+                self._ran[_kind(name)] += 1
+                self._seconds[_kind(name)] += outcome.seconds  # type: ignore[assignment]  # a Counter can add floats
                 self._finish(name)
-                return
+                return True
+            # Another node's file may be seen late on a file system of a network.
             why = f"ran on {outcome.node or 'another node'}, but {why}; are data and folder the same there?"
-            outcome = Outcome(name, "failed", node=outcome.node, why=why)
-        if outcome.status == "held":
-            self._held[name] = self.clock() + _PATIENCE
-            return
-        if outcome.status == "refused":
-            self._ready.append(name)
-            return
-        counts, most = (self._failures, TRIES) if outcome.status == "failed" else (self._deaths, DEATHS)
-        counts[name] = counts.get(name, 0) + 1
-        if counts[name] < most:
-            self._ready.append(name)
+            how = "late"
+            if name not in self.failed and self._counts[name, how] >= _LOOKS:
+                self._fail(replace(outcome, status="failed", why=why))
+            if name in self.failed:
+                return True
+        self._counts[name, how] += 1
+        count = self._counts[name, how]
+        if how in ("held", "late"):
+            self._held[name] = self.clock() + min(_PATIENCE * 2 ** (count - 1), _LONGEST_PATIENCE)
+            return count == 1
+        final = isinstance(outcome.error, RwsError)  # wrong input stays wrong
+        if (how == "failed" and (final or count >= TRIES)) or (how == "died" and count >= DEATHS):
+            self._fail(outcome)
         else:
-            self.failed[name] = outcome
+            self._ready.append(name)
+        return True
 
     def _finish(self, name: str) -> None:
         self.done.add(name)
+        self._left[_kind(name)] -= 1
         for other in self._needed_by[name]:
             self._waits_for[other] -= 1
             if not self._waits_for[other]:
-                self._unseen.append(other)
+                self._see(other)
+
+    def _fail(self, outcome: Outcome) -> None:
+        self.failed[outcome.job] = outcome
+        self._left[_kind(outcome.job)] -= 1
+        waiting = [outcome.job]
+        while waiting:
+            for other in self._needed_by[waiting.pop()]:
+                if other not in self._lost:
+                    self._lost.add(other)
+                    self._left[_kind(other)] -= 1
+                    waiting.append(other)
 
     def minutes_left(self, slots: int) -> float | None:
         """Return how long what is left will take at the mean of its kind, or of all jobs; None if none has run."""
-        every = [seconds for found in self._seconds.values() for seconds in found]
-        left = [name for name in self.graph if name not in self.done and name not in self.failed]
-        if not every:
+        if not self._ran:
             return None
-        means = {kind: sum(found) / len(found) for kind, found in self._seconds.items()}
-        total = sum(means.get(_kind(name), sum(every) / len(every)) for name in left)
-        return total / max(1, min(slots, len(left) or 1)) / 60
+        mean, left = self._seconds.total() / self._ran.total(), self._left.total()
+        means = {kind: self._seconds[kind] / self._ran[kind] if self._ran[kind] else mean for kind in self._left}
+        total = sum(count * means[kind] for kind, count in self._left.items())
+        return total / max(1, min(slots, left)) / 60
 
     def check(self) -> None:
-        """Raise what failed: the error itself if there is one only, and it happened in this process."""
+        """Raise what failed: the error itself if all are one and the same, and it happened in this process."""
         if not self.failed:
             return
-        errors = [outcome.error for outcome in self.failed.values()]
-        if len(errors) == 1 and isinstance(errors[0], RwsError):
-            raise errors[0]
+        first = next(iter(self.failed.values())).error
+        if isinstance(first, RwsError) and len({outcome.why for outcome in self.failed.values()}) == 1:
+            raise first
         reasons = "; ".join(f"{name}: {outcome.why}" for name, outcome in list(self.failed.items())[:3])
-        others = len(self.graph) - len(self.done) - len(self.failed)
-        rest = f", and {others} that need them did not run" if others else ""
+        rest = f", and {len(self._lost)} that need them did not run" if self._lost else ""
         raise JobsFailedError(
             f"{len(self.failed)} of {len(self.graph)} jobs failed{rest} ({reasons}); the same command goes on"
-        )
+        ) from first
 
 
 def _kind(name: str) -> str:
     return name.rpartition("/")[2].partition("-")[0]
 
 
-def run(graph: Graph, workers: Workers, *, first: int = 0, wait_for_others: bool = True, quiet: bool = False) -> bool:
+def run(
+    graph: Graph,
+    workers: Workers,
+    *,
+    first: int = 0,
+    wait_for_others: bool = True,
+    quiet: bool = False,
+    did: Callable[[str], None] | None = None,
+) -> bool:
     """Have the workers run what is not done yet; return whether all is, which it is not if others hold jobs.
 
     Args:
         first: as in `Run`.
         wait_for_others: else it ends when other processes hold all that is left.
-        quiet: jobs print their own lines.
-    Raises JobsFailedError, or the error of the job, if one failed `TRIES` times; all others have ended then.
+        quiet: jobs print their own lines; what went wrong is said.
+        did: called with each job that has run.
+    Raises JobsFailedError, or the error of the jobs, if some failed `TRIES` times; all others have ended then.
     """
     state = Run(graph, first)
     with stops_after_writes(), closing(workers):
@@ -233,18 +280,19 @@ def run(graph: Graph, workers: Workers, *, first: int = 0, wait_for_others: bool
             if state.only_held and not wait_for_others:
                 break
             if not state.running:
-                time.sleep(_PATIENCE / 4 if state.only_held else 0)
+                time.sleep(_PATIENCE / 4 if state.is_open else 0)
                 continue
             for outcome in workers.wait(_PATIENCE):
-                state.end(outcome)
-                if not quiet:
+                if state.end(outcome) and not (quiet and outcome.status == "done"):
                     say(_line(state, outcome, workers.slots))
+                if did is not None and outcome.job in state.done:
+                    did(outcome.job)
     state.check()
     return len(state.done) == len(graph)
 
 
 def _line(state: Run, outcome: Outcome, slots: int) -> str:
-    what = {"done": f"{outcome.seconds:8.1f} s", "held": "is made elsewhere", "died": "its process died, begun again"}
+    what = {"done": f"{outcome.seconds:8.1f} s", "held": "is made elsewhere"}
     tail = what.get(outcome.status, f"{outcome.status}: {outcome.why}")
     counts = f"{len(state.done)} of {len(state.graph)} done, {len(state.running)} running, {len(state.failed)} failed"
     left = left_in_words(state.minutes_left(slots))

@@ -35,7 +35,6 @@ class TimeLeft:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.workers = 1  # processes that share the work
         self._clock, self._began = clock, clock()
         self._left: dict[str, dict[str, float]] = {}
         self._probes: dict[str, tuple[Callable[[], object], float]] = {}
@@ -75,7 +74,7 @@ class TimeLeft:
                 return None
             self._probe(kind, *self._probes.pop(kind))
         seconds = sum(count * self._seconds[kind] / self._units[kind] for kind, count in needed.items() if count)
-        return seconds / self.workers / 60 if needed else None
+        return seconds / 60 if needed else None
 
     def _probe(self, kind: str, probe: Callable[[], object], units: float) -> None:
         import torch  # only what trains has a probe

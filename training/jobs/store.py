@@ -3,7 +3,6 @@
 Next to a file is its note, `<name>.from`: what it was made from (JSON) and its SHA-256. The note is written first.
 """
 
-import glob
 import hashlib
 import io
 import json
@@ -107,6 +106,7 @@ class Entry(Generic[T]):
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store, self._identity, self._codec = store, json.loads(text), codec
         stem, suffix = Path(name).stem, Path(name).suffix
+        self._name = name
         self._path = store.folder and store.folder / (f"{stem}-{digest}{suffix}" if store.other == "keep" else name)
         # Where a training may keep what it resumes from; removed when the artefact exists.
         self.checkpoint = store.folder and store.folder / f"{stem}-{digest}.checkpoint"
@@ -145,6 +145,8 @@ class Entry(Generic[T]):
 
         Raises NotMadeError instead of making it within `missing`.
         """
+        if _looking.get() and self._store.other == "refuse" and (why := self._why_missing()):
+            raise NotMadeError(why)
         found = self.load()
         if found is not None:
             return found
@@ -156,29 +158,35 @@ class Entry(Generic[T]):
             found = self.load()
             if found is None:
                 log.info("making %s%s", self._path, ", damaged or outdated" if self._path.exists() else "")
-                found = self.save(make())
-                if self.checkpoint is not None:
-                    self.checkpoint.unlink(missing_ok=True)
+                made = make()
+                with writing():
+                    found = self.save(made)
+                    if self.checkpoint is not None:
+                        self.checkpoint.unlink(missing_ok=True)
         return found
 
     def _why_missing(self) -> str:
+        """Return why it has to be made; "" if a file is there whose note fits, whatever its content is."""
         if self._path is None:
             return "nothing is kept"
         if not self._store.resume:
             return f"{self._path.name} is not used again"
         if self._path.exists():
-            note = _read_note(self._path)
-            changed = differences(note.get("identity"), self._identity)
-            return f"{self._path.name} {f'was made with other inputs: {changed}' if changed else 'is damaged'}"
-        if self._store.other == "keep":
-            stem, suffix = self._path.stem.rpartition("-")[0], self._path.suffix
-            others = [path for path in self._path.parent.glob(f"{glob.escape(stem)}-*{suffix}") if _note(path).exists()]
-            others = [path for path in others if re.fullmatch(r"[0-9a-f]{16}", path.stem.removeprefix(f"{stem}-"))]
-            if others:
-                newest = max(others, key=lambda path: path.stat().st_mtime)
-                changed = differences(_read_note(newest).get("identity"), self._identity)
-                return f"{stem}{suffix} was made with other inputs: {changed}"
+            changed = differences(_read_note(self._path).get("identity"), self._identity)
+            damaged = "" if self._store.other == "refuse" else f"{self._path.name} is damaged"
+            return f"{self._path.name} was made with other inputs: {changed}" if changed else damaged
+        if self._store.other == "keep" and (other := self._of_other_inputs()) is not None:
+            changed = differences(_read_note(other).get("identity"), self._identity)
+            return f"{self._name} was made with other inputs: {changed}"
         return f"{self._path.name} does not exist"
+
+    def _of_other_inputs(self) -> Path | None:
+        """Return the newest file of the same name whose digest is another."""
+        assert self._path is not None
+        stem, suffix = Path(self._name).stem, self._path.suffix
+        fits = re.compile(f"{re.escape(stem)}-[0-9a-f]{{16}}{re.escape(suffix)}")
+        found = [path for path in self._path.parent.glob(f"*{suffix}") if fits.fullmatch(path.name)]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def missing(make: Callable[[], object]) -> str:

@@ -3,19 +3,38 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rws.edge.common.provenance import commit
 from rws.errors import InputError
 
+_DECIDE = ("rws-edge", "numpy", "onnx", "onnxruntime", "torch")
+
 
 @cache
 def code_version() -> str:
-    """Return the version of the package, and the commit of a checkout."""
-    return " ".join(filter(None, [version("rws-edge"), commit()]))
+    """Return the versions of the package, with the commit of a checkout, and of what decides its results."""
+    versions = {
+        name: version(name) for name in ("rws-edge", "numpy", "onnx", "onnxruntime", "torch") if _is_there(name)
+    }
+    versions["rws-edge"] = " ".join(filter(None, [versions["rws-edge"], commit()]))
+    return ", ".join(f"{name} {found}" for name, found in versions.items())
+
+
+def _is_there(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
+
+
+def difference(there: str) -> str:
+    """Say how the versions of another process differ from those of this one."""
+    theirs, ours = there.split(", "), code_version().split(", ")
+    found, own = ([one for one in these if one not in those] for these, those in ((theirs, ours), (ours, theirs)))
+    return f"{', '.join(found)} there, {', '.join(own)} here"
 
 
 @contextmanager
@@ -33,8 +52,7 @@ def same_version(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         found = os.pread(descriptor, 1000, 0).decode(errors="replace")
         if found != code_version():
-            ours = f"rws {found} works in it, here is {code_version()}"
-            raise InputError(f"{folder}: {ours}; install the same, or give another work folder")
+            raise InputError(f"{folder}: in use with {difference(found)}; install the same, or give another folder")
         yield
     finally:
         os.close(descriptor)

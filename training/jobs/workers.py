@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -20,6 +21,8 @@ from rws.training.jobs.graph import Graph, Outcome, Work
 from rws.training.jobs.stopping import stops_after_writes
 from rws.training.jobs.store import Written, claim
 
+_LONGEST_WRITE = 60.0  # seconds that a process gets to finish a write
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _LONGEST = 300  # characters of a reason
 _open: dict[bytes, Graph] = {}  # the last work that this process has opened
 
@@ -120,12 +123,13 @@ class _Worker:
         self.connection, other = context.Pipe()
         arguments = (other, work, threads, is_quiet(), is_verbose())
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
+        with _environment(**dict.fromkeys(_THREADS, str(threads))):  # read when libraries are loaded
+            self.process.start()
         other.close()
 
     def stop(self) -> None:
         self.connection.close()
-        self.process.join(10)
+        self.process.join(_LONGEST_WRITE)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -135,8 +139,9 @@ def _serve(connection: Connection, work: Work, threads: int, quiet: bool, verbos
     # A new process does not know what the command line has set.
     set_quiet(quiet)
     set_verbose(verbose)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt), stops_after_writes():
+    # Ctrl-C reaches all processes of a terminal; the driver ends its workers, after their writes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, OSError), stops_after_writes():
         while True:
             connection.send(do_logged(work, connection.recv(), threads))
 
@@ -170,18 +175,36 @@ def _opened(work: Work) -> Graph:
 
 
 @contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
     """Append what this process and those that it starts print to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:  # of a full disk, say, of which the job will tell
+        log = os.open(os.devnull, os.O_WRONLY)
     kept = [os.dup(number) for number in (1, 2)]
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         for number in (1, 2):
             os.dup2(log, number)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         for number, descriptor in zip((1, 2), kept, strict=True):
             os.dup2(descriptor, number)
             os.close(descriptor)

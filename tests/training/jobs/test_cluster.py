@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import ray
 
-from rws.errors import UsageError
-from rws.training.jobs.graph import JobsFailedError
+from rws.errors import InputError, UsageError
+from rws.training.jobs.graph import DEATHS, JobsFailedError
 from support.job_graphs import drive, files_in, runs_of, sum_in, wait_until
 
 
@@ -53,6 +53,18 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_begun(tmp_path, nodes):
     assert Counter(runs_of(tmp_path)) == Counter({f"job-{n}": 1 for n in range(5)} | {"job-1": 2})
 
 
+def test_a_job_that_always_kills_its_process_is_reported(tmp_path, nodes):
+    with pytest.raises(JobsFailedError, match="job-1: its process or node died"):
+        drive(tmp_path, 3, harm="dies", on="ray")
+    assert runs_of(tmp_path).count("job-1") == DEATHS
+
+
+def test_if_all_nodes_have_another_version_that_is_said(tmp_path, nodes, monkeypatch):
+    monkeypatch.setattr("rws.training.jobs.cluster.code_version", lambda: "rws-edge 9.9")
+    with pytest.raises(InputError, match=r"all nodes of the cluster have another version of the code: .*rws-edge 9\.9"):
+        drive(tmp_path, 2, on="ray")
+
+
 def test_nodes_may_die_and_come(tmp_path, nodes, node):
     driver = threading.Thread(target=drive, args=(tmp_path, 12, 0.5), kwargs={"on": "ray"})
     driver.start()
@@ -81,7 +93,7 @@ def test_a_node_with_another_version_of_the_code_is_refused(tmp_path, nodes, mon
     nodes.remove_node(other, allow_graceful=False)
     assert sum_in(tmp_path / "work") == 15
     assert Counter(runs_of(tmp_path / "work")) == {f"job-{n}": 1 for n in range(6)}
-    assert "has version 9.9" in caplog.text
+    assert "rws-edge 9.9" in caplog.text
     assert "it gets no jobs" in caplog.text
 
 

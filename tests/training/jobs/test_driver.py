@@ -11,13 +11,16 @@ from rws.errors import InputError, UsageError
 from rws.terminal import session, set_quiet, set_verbose
 from rws.training.jobs.driver import Where, as_member
 from rws.training.jobs.graph import DEATHS, JobsFailedError
+from rws.training.jobs.stopping import TERMINATED
 from rws.training.jobs.version import same_version
 from support.job_graphs import drive, files_in, runs_of, sum_in, wait_until
 
 
-def start(folder, count, seconds, workers):
-    command = [sys.executable, "-m", "support.job_graphs", folder, count, seconds, workers]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder, *arguments):
+    command = [sys.executable, "-m", "support.job_graphs", folder, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def test_every_place_makes_the_same_files(tmp_path):
@@ -91,7 +94,7 @@ def test_a_job_that_always_kills_its_process_is_reported(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_after_a_killed_driver_only_what_was_in_flight_is_begun_again(tmp_path, workers):
-    driver = start(tmp_path, 6, 0.5, workers)
+    driver = start(tmp_path, "jobs", 6, 0.5, workers)
     wait_until(lambda: (tmp_path / "job-1.json").exists())
     driver.kill()
     driver.communicate()
@@ -105,7 +108,7 @@ def test_after_a_killed_driver_only_what_was_in_flight_is_begun_again(tmp_path, 
 
 
 def test_the_workers_of_a_killed_driver_end(tmp_path):
-    driver = start(tmp_path, 6, 0.5, 2)
+    driver = start(tmp_path, "jobs", 6, 0.5, 2)
     wait_until(lambda: len(runs_of(tmp_path)) >= 2)
     driver.kill()
     driver.communicate()
@@ -115,7 +118,7 @@ def test_the_workers_of_a_killed_driver_end(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_two_drivers_at_once_make_each_file_once(tmp_path, workers):
-    drivers = [start(tmp_path, 8, 0.2, workers) for _ in range(2)]
+    drivers = [start(tmp_path, "jobs", 8, 0.2, workers) for _ in range(2)]
     said = [driver.communicate(timeout=120)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     assert Counter(runs_of(tmp_path)) == {f"job-{n}": 1 for n in range(8)}
@@ -139,13 +142,36 @@ def test_a_full_disk_loses_nothing(small_disk):
 
 
 def test_sigterm_ends_a_driver_and_its_workers_without_a_trace_of_a_write(tmp_path):
-    driver = start(tmp_path, 6, 0.5, 2)
+    driver = start(tmp_path, "jobs", 6, 0.5, 2)
     wait_until(lambda: len(runs_of(tmp_path)) >= 2)
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=30)
-    assert driver.returncode != 0
-    assert not list(tmp_path.glob("*.tmp"))
+    assert driver.returncode == TERMINATED
+    assert not list(tmp_path.glob(".*.tmp"))
     drive(tmp_path, 6)
+    assert sum_in(tmp_path) == 15
+
+
+@pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)])
+def test_a_write_that_is_under_way_is_finished(tmp_path, workers, sent):
+    driver = start(tmp_path, "write", workers)
+    wait_until(lambda: (tmp_path / "writing").exists())
+    if sent == signal.SIGINT:  # as a terminal sends it, to all
+        os.killpg(os.getpgid(driver.pid), sent)
+    else:
+        driver.send_signal(sent)
+    driver.communicate(timeout=60)
+    assert driver.returncode == (TERMINATED if sent == signal.SIGTERM else -signal.SIGINT)
+    assert json.loads((tmp_path / "slow.json").read_text()) == 1
+
+
+def test_members_of_an_array_wait_for_what_they_need(tmp_path):
+    members = [start(tmp_path, "neck", 6, 1.0, number, 3) for number in (1, 2, 3)]
+    said = [member.communicate(timeout=120)[0] for member in members]
+    assert [member.returncode for member in members] == [0, 0, 0], said
+    runs = [line.split() for line in (tmp_path / "runs").read_text().splitlines()]
+    assert Counter(name for name, _ in runs) == Counter({f"job-{n}": 1 for n in range(6)} | {"neck-0": 1})
+    assert len({process for name, process in runs if name != "neck-0"}) > 1
     assert sum_in(tmp_path) == 15
 
 
@@ -153,7 +179,7 @@ class TestVersions:
     def test_another_version_is_refused_while_it_is_at_work(self, tmp_path, monkeypatch):
         with same_version(tmp_path), same_version(tmp_path):
             monkeypatch.setattr("rws.training.jobs.version.code_version", lambda: "9.9 abc")
-            with pytest.raises(InputError, match=r"works in it, here is 9\.9 abc; install the same"):
+            with pytest.raises(InputError, match=r"in use with .*, 9\.9 abc here; install the same"):
                 drive(tmp_path, 2)
         assert runs_of(tmp_path) == []
         drive(tmp_path, 2)  # nobody is at work any more

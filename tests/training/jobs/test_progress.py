@@ -94,16 +94,6 @@ def test_the_time_between_jobs_belongs_to_no_unit():
     assert left.minutes() == 1
 
 
-def test_work_is_shared_by_workers():
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.workers = 2
-    left.plan("job", "step", 180)
-    clock.seconds = 60
-    left.did("job", "step", 60, 120)
-    assert left.minutes() == 1
-
-
 def test_a_short_probe_is_timed_warm_and_leaves_the_draws_of_a_training_alone():
     clock, runs = Clock(), []
 
