@@ -45,7 +45,7 @@ class Cluster:
         self._sent = pickle.dumps(work), self._threads, code_version(), sys.argv
         self._jobs: dict[Any, tuple[str, set[str]]] = {}
         self._stale: list[str] = []
-        if not any(node["Resources"].get("CPU", 0) >= threads for node in ray.nodes() if node["Alive"]):
+        if not any(node["Resources"].get("CPU", 0) >= threads for node in _alive()):
             log.warning("no node has %s CPUs; jobs wait for one", threads)
 
     @property
@@ -97,8 +97,12 @@ class Cluster:
             ray.shutdown()
 
 
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
 def _nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"] for node in _alive()}
 
 
 def _check_open(address: str) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -18,9 +19,8 @@ from support.job_graphs import drive, files_in, runs_of, sum_in, wait_until
 
 def start(folder, *arguments):
     command = [sys.executable, "-m", "support.job_graphs", folder, *arguments]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), start_new_session=True, **pipes)
 
 
 def test_every_place_makes_the_same_files(tmp_path):
@@ -198,7 +198,7 @@ class TestOptions:
             pass
 
     def test_threads_are_shared(self, monkeypatch):
-        monkeypatch.setattr("os.cpu_count", lambda: 8)
+        monkeypatch.setattr("rws.training.jobs.driver.cores", lambda: 8)
         assert Where(workers=2).threads_each == 4
         assert Where().threads_each is None
         assert Where("ray", workers=2).threads_each == 1
