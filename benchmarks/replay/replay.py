@@ -4,9 +4,10 @@ Regret = perfect − trained. Its split goes from one to the other with the bund
 and less: type and severity (`state`), the type, whether the frame is corrupted at all, nothing."""
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -216,10 +217,11 @@ class Replay:
 
     def outcome(self, name: str) -> SetOutcome:
         """Return what is kept of a set, `corruption-severity`, or evaluate it."""
-        manifest = replace(self.bundle.manifest, name="", provenance={}, measured={})
+        manifest = json.loads(self.bundle.manifest.to_bytes())
+        decides = {key: value for key, value in manifest.items() if key not in ("name", "provenance", "measured")}
         identity = {
             "version": REPLAY_VERSION,
-            "bundle": hashlib.sha256(manifest.to_bytes()).hexdigest(),
+            "bundle": hashlib.sha256(json.dumps(decides).encode()).hexdigest(),
             "images": self._sets[name].digest(),
             "set": name,
             "limit": self.options.limit,
