@@ -41,7 +41,8 @@ def do(graph: Graph, folder: Path, job: str, node: str = "") -> Outcome:
                 return ended("held")
             graph[job].make()
     except Exception as error:  # of a job, whatever it does
-        traceback.print_exc(file=sys.stderr) if node else None
+        if node:  # into the log of the job
+            traceback.print_exc(file=sys.stderr)
         return ended("failed", why=f"{type(error).__name__}: {first_line(error)}"[:_LONGEST], error=error)
     return ended("done")
 
