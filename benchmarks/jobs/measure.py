@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import psutil  # type: ignore[import-untyped]  # types-psutil is no dependency o
 
 from rws import terminal
 from rws.benchmarks.common.tables import Record
+from rws.edge.common.child import python_command
 from rws.training.jobs.driver import Where, do_jobs
 from rws.training.jobs.graph import Graph, Job, Work
 from rws.training.jobs.store import JSON, Store
@@ -147,7 +147,7 @@ def places(data: str, limit: int, progress: Callable[[str], None]) -> list[Recor
 
 
 def _command(arguments: list[object], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "rws", *map(str, arguments)]
+    command = python_command("from rws.__main__ import main; main()", *map(str, arguments))
     return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
 
 

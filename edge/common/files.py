@@ -127,9 +127,9 @@ class OpenFolder(AbstractContextManager["OpenFolder"]):
             return True
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`; a reader sees the old file or the whole new one, nothing between."""
-    with atomic_path(path) as temporary:
+def atomic_write_bytes(path: str | Path, data: bytes, *, tidy: bool = True) -> None:
+    """Write `data` to `path`; a reader sees the old file or the whole new one, nothing between; see `atomic_path`."""
+    with atomic_path(path, tidy=tidy) as temporary:
         temporary.write_bytes(data)
 
 
@@ -143,13 +143,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, folder: bool = False, tidy: bool = True) -> Iterator[Path]:
     """Yield a temporary file, or an empty `folder`, next to `path`; what is written to it takes its place at the end.
 
     An exception leaves `path` as it was. All is flushed before it becomes visible. A folder replaces a folder in
     one step on Linux; elsewhere the old one is moved aside, and back on failure. A symbolic link is followed. A device
     or pipe, such as /dev/null, cannot be replaced: it is yielded itself. What writers that were killed have left at
-    this place is removed first; a living one holds a lock on its own.
+    this place is removed first; a living one holds a lock on its own. That reads the whole folder: with `tidy` off,
+    the caller does it (`remove_leftovers`) when there is a reason.
     """
     if _is_special(Path(path)):
         yield Path(path)
@@ -157,7 +158,8 @@ def atomic_path(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_dir() and not folder:
         raise OSError(errno.EISDIR, "is a folder where a file belongs; remove it or choose another path", str(target))
-    remove_leftovers(target)
+    if tidy:
+        remove_leftovers(target)
     temporary, descriptor = _create(target, folder)
     try:
         yield temporary
@@ -181,7 +183,7 @@ def locked(path: Path, wait: float = 60.0) -> Iterator[None]:
     A link is not followed: the lock is that of the link. After `wait` seconds, an InUseError names the process that
     holds it. Raises an OSError if no file can be created or locked there.
     """
-    place = path.parent / f".{path.name}.lock"
+    place = _lock_of(path)
     deadline = time.monotonic() + wait
     while (descriptor := _open_locked(place)) is None:
         if time.monotonic() >= deadline:
@@ -194,6 +196,15 @@ def locked(path: Path, wait: float = 60.0) -> Iterator[None]:
     finally:
         place.unlink(missing_ok=True)  # before it is freed: who has opened it meanwhile sees that it is gone
         os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock of a path, or died with it."""
+    return _lock_of(path).exists()
+
+
+def _lock_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
 
 
 def remove_leftovers(target: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rws.edge.common.files import atomic_write_bytes, locked, read_regular
+from rws.edge.common.files import atomic_write_bytes, is_held, locked, read_regular, remove_leftovers
 from rws.edge.common.schema import parse_json
 from rws.errors import InputError, InUseError, RwsError, first_line
 from rws.training.jobs.stopping import writing
@@ -135,8 +135,9 @@ class Entry(Generic[T]):
             note = {"identity": self._identity, "sha256": hashlib.sha256(content).hexdigest()}
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with writing():
-                atomic_write_bytes(_note(self._path), json.dumps(note, indent=1).encode())
-                atomic_write_bytes(self._path, content)
+                # The folder may hold thousands of artefacts, so it is tidied only if a process died: see `get`.
+                atomic_write_bytes(_note(self._path), json.dumps(note, indent=1).encode(), tidy=False)
+                atomic_write_bytes(self._path, content, tidy=False)
             Written.bytes += len(content)
         return self._codec.decode(content)
 
@@ -154,7 +155,11 @@ class Entry(Generic[T]):
             raise NotMadeError(self._why_missing())
         if self._path is None:
             return self.save(make())
+        was_held = is_held(self._path)
         with claim(self._path.parent, self._path.name, wait=True):
+            if was_held:
+                for path in (_note(self._path), self._path):
+                    remove_leftovers(path)
             found = self.load()
             if found is None:
                 log.info("making %s%s", self._path, ", damaged or outdated" if self._path.exists() else "")

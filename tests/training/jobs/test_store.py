@@ -167,10 +167,10 @@ def test_a_write_that_was_stopped_half_way_is_repeated(tmp_path, monkeypatch, wr
 
     write, done = module.atomic_write_bytes, []
 
-    def stop(path, content):
+    def stop(path, content, **settings):
         if len(done) == written:
             raise KeyboardInterrupt
-        done.append(write(path, content))
+        done.append(write(path, content, **settings))
 
     monkeypatch.setattr(module, "atomic_write_bytes", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -294,3 +294,10 @@ def test_content_of_another_kind_is_named_even_if_its_note_agrees(tmp_path, code
         Store(tmp_path).entry("a", 1, raw).save(content)
         with pytest.raises(InputError, match=r"a: cannot be read .*remove it to have it made again"):
             Store(tmp_path).get("a", 1, never, codec)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".a.json.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".a.json.lock").write_text("99999999")  # of a process that is dead
+    assert Store(tmp_path).get("a.json", 1, Counted(1), JSON) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.json.from"]
