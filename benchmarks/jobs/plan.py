@@ -16,7 +16,7 @@ CORES = 16  # of a node
 BANDWIDTH = 2e9  # bytes per second that the shared store gives to all nodes together
 IMAGE_BYTES = 110_000  # of a JPEG of ImageNet; 150 GB / 1.28 million images
 TRAIN_IMAGES, TEST_IMAGES, SEVERITIES, ARMS = 1_281_167, 50_000, 5, 4  # of ImageNet-1k and of a replay
-SHARD = 10_000  # images of a set that a job evaluates
+SHARDS = (TEST_IMAGES, 1000)  # images that a job evaluates: a whole set, as today, and a part of one
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def plan(rates: Record, epochs: float = 0.1) -> list[Record]:
     name, images = rates["architecture"], epochs * TRAIN_IMAGES
     # A step of tuning runs the clean model, too.
     seconds = images / rates["tuned_per_s"] + images / rates["answers_per_s"]
-    sets = len(CORRUPTIONS) * SEVERITIES * (TEST_IMAGES // SHARD)
-    works = (
-        Large(f"{name}: 19 signatures", len(CORRUPTIONS), seconds, images * IMAGE_BYTES),
-        Large(f"{name}: replay of ImageNet-C", sets, SHARD * ARMS / rates["answers_per_s"], SHARD * IMAGE_BYTES),
-    )
+    works = [Large(f"{name}: 19 signatures", len(CORRUPTIONS), seconds, images * IMAGE_BYTES)]
+    for shard in SHARDS:
+        jobs = len(CORRUPTIONS) * SEVERITIES * TEST_IMAGES // shard
+        what = f"{name}: replay of ImageNet-C, {shard:,} images in a job"
+        works.append(Large(what, jobs, shard * ARMS / rates["answers_per_s"], shard * IMAGE_BYTES))
     rows = []
     for work in works:
         found = {count: work.hours(count) for count in NODES}
