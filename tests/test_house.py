@@ -15,6 +15,7 @@ LONG = {
     "edge/cli/run.py: run",
     "edge/cli/oracle.py: health",
     "training/cli/adopt.py: adopt",
+    "benchmarks/cli/reproduce.py: reproduce",
 }
 """Functions that may have more than 60 lines; at most ten."""
 
@@ -49,7 +50,7 @@ def test_a_function_fits_on_a_screen():
 
 
 def test_the_whole_is_not_too_large():
-    assert sum(text.count("\n") for text in sources().values()) <= 41_750
+    assert sum(text.count("\n") for text in sources().values()) <= 41_950
 
 
 def test_results_are_records():

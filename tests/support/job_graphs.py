@@ -97,6 +97,7 @@ def open_slow_write(folder):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell in the background ignores it
     place, kind, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     if kind == "jobs":
         drive(place, int(rest[0]), float(rest[1]), workers=int(rest[2]))

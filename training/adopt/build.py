@@ -466,7 +466,7 @@ class AdoptionBuild:
                 graph |= oracle
                 graph["first-gain"] = Job(partial(self.gain, FIRST), tuple(graph))
         signatures = tuple(job for job in graph if job.startswith("signature-"))
-        return graph | oracle | {"gain": Job(self.gain, signatures)}
+        return graph | {"gain": Job(self.gain, signatures)} | oracle
 
     def bundle(self, out: Path, do: "Callable[[Graph, Callable[[str], None]], None] | None" = None) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.

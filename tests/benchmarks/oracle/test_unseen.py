@@ -24,6 +24,7 @@ from rws.errors import FormatError, InputError
 from rws.oracle.policy import ExpectedGainPolicy
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.frames import load_splits
+from rws.training.jobs.graph import JobsFailedError
 from rws.training.jobs.store import claim
 from rws.training.oracle.sampling import OracleRecipe
 
@@ -123,7 +124,7 @@ def test_finished_jobs_are_not_run_again(result, splits, work, monkeypatch):
     assert leave_one_out(BUNDLE, splits, RECIPE, work, only=["shot_noise", "contrast"]) == result
     # Another recipe is another job, and never reads this result.
     other = replace(RECIPE, oracle=replace(RECIPE.oracle, widths=(8, 9)))
-    with pytest.raises(AssertionError, match="trained again"):
+    with pytest.raises(JobsFailedError, match="trained again"):
         leave_one_out(BUNDLE, splits, other, work, only=["contrast"])
 
 
