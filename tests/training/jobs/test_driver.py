@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from rws.errors import InputError, UsageError
+from rws.errors import InputError, MissingExtraError, UsageError
 from rws.terminal import session, set_quiet, set_verbose
 from rws.training.jobs.driver import Where, as_member
 from rws.training.jobs.graph import DEATHS, JobsFailedError
@@ -203,6 +203,12 @@ class TestOptions:
         assert Where().threads_each is None
         assert Where("ray", workers=2).threads_each == 1
         assert Where(workers=16).threads_each == 1
+
+    def test_without_ray_the_extra_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        monkeypatch.delitem(sys.modules, "rws.training.jobs.cluster", raising=False)
+        with pytest.raises(MissingExtraError, match=r"'ray', which is not installed .*rws-edge\[cluster\]"):
+            drive(tmp_path, 1, on="ray")
 
     def test_explain_ends_without_doing_anything(self, tmp_path, capsys):
         drive(tmp_path, 1)
