@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_elsewhere_the_same_bundle_is_made(command_built, image_files, tmp_path,
     out, _, _, root = command_built
     options = ("--recipe", root / "adopt.toml", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *where)
     rws("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1, *options)
+    for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_an_array_makes_the_same_bundle(command_built, image_files, tmp_path):
+    out, _, _, root = command_built
+    options = ("--recipe", root / "adopt.toml", "--work", tmp_path / "work", "--out", tmp_path / "bundle")
+    command = ("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1, *options)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda number: rws("job", "run", number, "of", 2, *command), (1, 2)))
+    assert "wrote" in done[0].stdout
+    assert "wrote" not in done[1].stdout
     for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
         assert (tmp_path / "bundle" / name).read_bytes() == (out / name).read_bytes()
 
