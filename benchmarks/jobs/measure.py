@@ -62,7 +62,7 @@ def overhead(count: int, seconds: float, rounds: int, workers: int = 2) -> Recor
             process.join()
         bare.append(time.monotonic() - began)
         with tempfile.TemporaryDirectory() as folder:
-            ours.append(_do(Path(folder), count, seconds, Where(workers=workers))[0])
+            ours.append(_in_new_process(_do, Path(folder), count, seconds, workers)[0])
     ratios = [one / other for one, other in zip(ours, bare, strict=True)]
     return {
         "jobs": count,
@@ -74,19 +74,13 @@ def overhead(count: int, seconds: float, rounds: int, workers: int = 2) -> Recor
     }
 
 
-def _do(folder: Path, count: int, seconds: float, where: Where) -> tuple[float, float, int]:
+def _do(folder: Path, count: int, seconds: float, workers: int) -> tuple[float, float, int]:
     """Return seconds, seconds of this process's CPU, and its memory at the end, bytes."""
+    terminal.set_quiet(True)
     began, cpu = time.monotonic(), time.process_time()
-    with _silent():
-        do_jobs(open_spinning(folder, count, seconds), Work(open_spinning, (folder, count, seconds), folder), where)
+    work = Work(open_spinning, (folder, count, seconds), folder)
+    do_jobs(open_spinning(*work.arguments), work, Where(workers=workers))
     return time.monotonic() - began, time.process_time() - cpu, psutil.Process().memory_info().rss
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    with terminal.session():
-        terminal.set_quiet(True)
-        yield
 
 
 def growth(counts: Sequence[int], workers: int = 2) -> list[Record]:
@@ -94,8 +88,7 @@ def growth(counts: Sequence[int], workers: int = 2) -> list[Record]:
     rows = []
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = (Path(folder), count, 0.0, Where(workers=workers))
-            first, again = (_in_new_process(_do, *arguments) for _ in range(2))
+            first, again = (_in_new_process(_do, Path(folder), count, 0.0, workers) for _ in range(2))
         rows.append(
             {
                 "jobs": count,
@@ -115,18 +108,17 @@ def _in_new_process(function: Callable[..., tuple[float, float, int]], *argument
 
 def places(data: str, limit: int, progress: Callable[[str], None]) -> list[Record]:
     """Replay all corruptions and severities in every place; return seconds and a digest of each result."""
-    replay = ["replay", "--data", data, "--severity", "all", "--limit", limit, "--threads", 1]
     rows: list[Record] = []
 
-    def did(place: str, *commands: list[object], **environment: str) -> None:
+    def replay(place: str, *options: object, members: int = 1, **environment: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
+            command = ["replay", "--data", data, "--severity", "all", "--limit", limit, "--threads", 1, *options]
+            commands = [[*command, "--work", folder, "--json", f"{folder}/{n}"] for n in range(members)]
+            if members > 1:
+                commands = [["job", "run", n, "of", members, *each] for n, each in enumerate(commands, 1)]
             began = time.monotonic()
-            running = [
-                _command([*each, *replay, "--work", folder, "--json", f"{folder}/{n}"], environment)
-                for n, each in enumerate(commands)
-            ]
-            codes = [process.wait() for process in running]
-            if any(codes):
+            running = [_command(each, environment) for each in commands]
+            if any(codes := [process.wait() for process in running]):
                 raise RuntimeError(f"{place}: exit codes {codes}")
             result = json.loads((Path(folder) / "0").read_text())
         kept = {key: value for key, value in result.items() if key not in _WITHOUT}
@@ -134,15 +126,12 @@ def places(data: str, limit: int, progress: Callable[[str], None]) -> list[Recor
         rows.append({"place": place, "s": round(time.monotonic() - began, 1), "result": digest})
         progress(f"{place}: {rows[-1]['s']} s, {digest}")
 
-    did("this process", [])
-    replay += ["--workers", 2]
-    did("2 processes", [])
-    replay[-2:] = []
-    did("an array of 2", ["job", "run", 1, "of", 2], ["job", "run", 2, "of", 2])
-    replay += ["--on", "ray"]
+    replay("this process")
+    replay("2 processes", "--workers", 2)
+    replay("an array of 2", members=2)
     for count in NODES:
         with _cluster(count) as cluster:
-            did(f"Ray, {count} {'node' if count == 1 else 'nodes'}", [], RAY_ADDRESS=cluster.address)
+            replay(f"Ray, {count} {'node' if count == 1 else 'nodes'}", "--on", "ray", RAY_ADDRESS=cluster.address)
     return rows
 
 

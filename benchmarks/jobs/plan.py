@@ -21,7 +21,7 @@ SHARDS = (TEST_IMAGES, 1000)  # images that a job evaluates: a whole set, as tod
 
 @dataclass(frozen=True)
 class Large:
-    """A work of equal jobs of one core; `parallel` of them can run at a time."""
+    """A work of equal jobs of one core: how many, and seconds of computing and bytes to read of each."""
 
     name: str
     jobs: int

@@ -211,17 +211,22 @@ class Replay:
     def _replayer(self) -> Replayer:
         return Replayer(self.bundle, self.options.threads)
 
+    @cached_property
+    def _digest(self) -> str:
+        """Of all of the bundle that decides a result."""
+        manifest = json.loads(self.bundle.manifest.to_bytes())
+        decides = {key: value for key, value in manifest.items() if key not in ("name", "provenance", "measured")}
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
     def graph(self) -> Graph:
         """Return the jobs."""
         return {f"set-{name}": Job(partial(self.outcome, name)) for name in self._sets}
 
     def outcome(self, name: str) -> SetOutcome:
         """Return what is kept of a set, `corruption-severity`, or evaluate it."""
-        manifest = json.loads(self.bundle.manifest.to_bytes())
-        decides = {key: value for key, value in manifest.items() if key not in ("name", "provenance", "measured")}
         identity = {
             "version": REPLAY_VERSION,
-            "bundle": hashlib.sha256(json.dumps(decides).encode()).hexdigest(),
+            "bundle": self._digest,
             "images": self._sets[name].digest(),
             "set": name,
             "limit": self.options.limit,

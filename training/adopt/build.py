@@ -35,7 +35,7 @@ from rws.training.corruptions import CORRUPTIONS, KNOWN, corrupt, seeds_for
 from rws.training.data.clean_images import CleanImages, shrunk
 from rws.training.evaluation.evaluator import as_input, outputs_of
 from rws.training.evaluation.gain import CalibrationRecipe, count_answers, measure_gain
-from rws.training.jobs.driver import do_jobs
+from rws.training.jobs.driver import HERE, Where, do_jobs
 from rws.training.jobs.graph import Graph, Job, Work
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
@@ -468,25 +468,23 @@ class AdoptionBuild:
         signatures = tuple(job for job in graph if job.startswith("signature-"))
         return graph | {"gain": Job(self.gain, signatures)} | oracle
 
-    def bundle(self, out: Path, do: "Callable[[Graph, Callable[[str], None]], None] | None" = None) -> None:
+    def bundle(self, out: Path, where: Where = HERE, work: Work | None = None) -> None:
         """Write the bundle folder, atomically; a folder that cannot be one is refused before anything is trained.
 
         If there is no bundle yet, one of the first signatures is written on the way; its manifest says `partial`.
-        `do` does the jobs of a graph, and calls what it is given after each; None: all are done in this process.
+        `work` opens this build's `graph` in other processes, but for the argument `first`.
         """
         check_bundle_folder(out)
         self.check()
         self._plan()
-        graph = self.graph(not out.exists() and self.onto is None)
+        first = not out.exists() and self.onto is None
+        work = work or Work(self.graph, (), self.work)
 
         def did(job: str) -> None:
             if job == "first-gain":
                 self._write(out, FIRST)
 
-        if do is None:
-            do_jobs(graph, Work(self.graph, (), self.work), did=did)
-        else:
-            do(graph, did)
+        do_jobs(self.graph(first), replace(work, arguments=(*work.arguments, first)), where, did)
         self._write(out, KNOWN)
 
     def _write(self, out: Path, names: Sequence[str]) -> None:

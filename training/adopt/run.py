@@ -1,6 +1,5 @@
 """What `rws adopt` does: a bundle for a classifier that exists, from clean images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rws.training.corruptions import KNOWN
 from rws.training.data.clean_images import CleanImages, load_clean_images, load_labelled, shrunk
 from rws.training.data.names import read_names
 from rws.training.data.photographs import Photographs
-from rws.training.jobs.driver import HERE, Where, do_jobs
+from rws.training.jobs.driver import HERE, Where
 from rws.training.jobs.graph import Graph, Work
 from rws.training.jobs.progress import Progress
 from rws.training.models.foreign import efficientnet_lite, imagenet_classes, load_model
@@ -76,9 +75,10 @@ def side_lengths(text: str) -> tuple[int, int]:
 
 def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) -> None:
     """Make the bundle, and print what it is made from and what it wins back; `progress`: as in `AdoptionBuild`."""
-    build = open_build(options, progress)
+    read = _read(options)
     if options.dry_run:
         return
+    build = _build(options, *read, progress)
     out = options.out or (made_here(IMAGENET) if options.model == IMAGENET else Path("bundle"))
     held_out = len(build.held_out)
     say(f"images: {len(build.train)} to train on, {held_out} held out")
@@ -89,11 +89,7 @@ def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) ->
     say(f"checkpoints are in {options.work}: after an interruption, the same command continues from there")
     if build.why_shallow:
         say(f"only the shallow part of the model is matched, which wins back less: {build.why_shallow}")
-
-    def do(graph: Graph, did: Callable[[str], None]) -> None:
-        do_jobs(graph, Work(open_graph, (options, "first-gain" in graph), options.work), where, did)
-
-    build.bundle(out, do)
+    build.bundle(out, where, Work(open_graph, (options,), options.work))
     if scores := build.gain()[1]:
         measured = f"{build.objective.metric}, agreement with {'labels' if options.labels else 'the clean model'}"
         no_patch, perfect = scores["no_patch_severity_5"], scores["perfect_severity_5"]
@@ -105,10 +101,10 @@ def run_adopt(options: AdoptOptions, progress: Progress, where: Where = HERE) ->
 
 def open_graph(options: AdoptOptions, first: bool) -> Graph:
     """Open the graph of an adoption in another process."""
-    return open_build(options).graph(first)
+    return _build(options, *_read(options)).graph(first)
 
 
-def open_build(options: AdoptOptions, progress: Progress | None = None) -> AdoptionBuild:
+def _read(options: AdoptOptions) -> tuple[ImportedModel, CleanImages, list[str] | None]:
     """Read model and images, and print what is understood of them; UsageError if the preprocessing is not clear."""
     recipe = _recipe(options)
     if options.model == IMAGENET:
@@ -134,7 +130,17 @@ def open_build(options: AdoptOptions, progress: Progress | None = None) -> Adopt
         say(line)
     if unclear is not None:
         raise unclear
-    name = Path(options.model).stem.replace(":", "-")
+    return model, images, classes
+
+
+def _build(
+    options: AdoptOptions,
+    model: ImportedModel,
+    images: CleanImages,
+    classes: list[str] | None,
+    progress: Progress | None = None,
+) -> AdoptionBuild:
+    name, recipe = Path(options.model).stem.replace(":", "-"), _recipe(options)
     onto = None if options.onto is None else Bundle.load(options.onto)
     return AdoptionBuild(model, images, recipe, options.work, classes=classes, name=name, onto=onto, progress=progress)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -95,28 +95,26 @@ def evaluation_sets(
         yield found.load()
 
 
-def _sets_of(clean: Images, severities: Sequence[int], limit: int | None, seed: int) -> Iterator[ListedSet]:
+def _sets_of(
+    clean: Images, severities: Sequence[int], limit: int | None, seed: int, names: Sequence[str] = CORRUPTIONS
+) -> Iterator[ListedSet]:
     chosen = subset(clean, limit, seed)
-    digest = chosen.digest()
+    digest = cache(chosen.digest)
 
     def one(name: str, severity: int) -> Images:
         return replace(chosen, pixels=corrupted(chosen.pixels, ((name, severity),), seed))
 
-    yield ListedSet(CLEAN, 0, lambda: digest, lambda: chosen)
-    for name, severity in product(CORRUPTIONS, severities):
-        yield ListedSet(name, severity, lambda: digest, partial(one, name, severity))
+    yield ListedSet(CLEAN, 0, digest, lambda: chosen)
+    for name, severity in product(names, severities):
+        yield ListedSet(name, severity, digest, partial(one, name, severity))
 
 
 def corrupted_sets(
     clean: Images, severities: Sequence[int], limit: int | None, seed: int, names: Sequence[str] = CORRUPTIONS
 ) -> Iterator[EvaluationSet]:
     """Yield at most `limit` clean images, then the same ones under each corruption of `names` at each severity."""
-    chosen = subset(clean, limit, seed)
-    yield EvaluationSet(CLEAN, 0, chosen)
-    for name in names:
-        for severity in severities:
-            pixels = corrupted(chosen.pixels, ((name, severity),), seed)
-            yield EvaluationSet(name, severity, replace(chosen, pixels=pixels))
+    for found in _sets_of(clean, severities, limit, seed, names):
+        yield found.load()
 
 
 def _folder_sets(folder: Path, severities: Sequence[int], limit: int | None, seed: int) -> Iterator[ListedSet]:

@@ -26,7 +26,7 @@ _LOOKS = 6  # for the files of a job that another node says it has done: a minut
 class Job:
     """`make` makes files through a `Store`, or finds them there; it reads those of the jobs `after`.
 
-    Both are cheap if the files exist: then `make` has nothing to do but read them.
+    It is called to look, too (`missing`): if the files exist it has nothing to do but read them.
     """
 
     make: Callable[[], object]
@@ -34,7 +34,7 @@ class Job:
 
 
 Graph = Mapping[str, Job]
-"""Jobs by name, `[GROUP/]KIND[-…]`; those of a kind take about the same time. Of those that can run the first does."""
+"""Jobs by name, `[GROUP/]KIND[-…]`: those of a kind take about the same time. Of those that can run, the first does."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_elsewhere_the_same_bundle_is_made(command_built, image_files, tmp_path,
     rws("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1, *options)
     for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
         assert (tmp_path / "bundle" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_dry_run_needs_no_more_than_an_image(command_built, image_files, tmp_path):
+    shutil.copy(image_files / "0.png", tmp_path)
+    arguments = ("adopt", command_built[3] / "mine.onnx", tmp_path, "--scale", 1, "--work", tmp_path / "work")
+    assert invoke(*arguments, "--dry-run").returncode == 0
+    assert "expected 16 or more" in invoke(*arguments, check=False).stderr
 
 
 def test_an_array_makes_the_same_bundle(command_built, image_files, tmp_path):
