@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rws.benchmarks.common.plots import ARM_STYLES, FAMILY_HATCHES, GRID, INK, MUTED, corruption_colours
@@ -14,6 +15,13 @@ from rws.benchmarks.demo.stream import DemoStream
 from rws.edge.pipeline import Result
 from rws.oracle.belief import CLEAN, FAMILIES
 
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "font.size": 8.5,
+    "hatch.linewidth": 0.4,
+}
 _HATCHES = {CLEAN: ""} | {name: FAMILY_HATCHES[family] for family, members in FAMILIES.items() for name in members}
 
 
@@ -26,8 +34,15 @@ def draw_timeline(
         right: whether each frame is classified correctly, by arm of `ARM_STYLES`; bool, shape (N,).
         window: frames of the running accuracy.
     """
-    plt.rcParams.update({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 8.5})
-    plt.rcParams["hatch.linewidth"] = 0.4
+    with plt.rc_context(_STYLE):  # type: ignore[arg-type]  # the stubs want literal keys
+        figure = _figure(stream, results, right, window)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _figure(
+    stream: DemoStream, results: Sequence[Result], right: Mapping[str, NDArray[np.bool_]], window: int
+) -> Figure:
     colours = corruption_colours()
     figure, axes = plt.subplots(5, 1, figsize=(9.2, 8.2), height_ratios=[0.62, 1.1, 1.4, 1.1, 1.7], dpi=170)
     figure.set_layout_engine("constrained", hspace=0.02, h_pad=0.05, rect=(0, 0, 0.99, 1))
@@ -45,8 +60,7 @@ def draw_timeline(
         axis.set_xticklabels([])
     axes[-1].set_xlabel("frame", color=MUTED)
     figure.align_ylabels(axes[1:])
-    figure.savefig(path)
-    plt.close(figure)
+    return figure
 
 
 def _caption(axis: Axes, title: str, top: float | None = None, label: str = "", pad: float = 5) -> None:
