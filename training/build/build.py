@@ -41,7 +41,7 @@ from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
 from rws.training.models.architectures import Airbench, build_model, fold_batchnorm, shallow_tensors, take_fitting
-from rws.training.models.export import export_onnx, narrowed, rounded
+from rws.training.models.export import export_onnx, mirrored, narrowed, rounded
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
@@ -287,7 +287,9 @@ class Build:
     def _network(self) -> bytes:
         if self.onto is not None:
             return self.onto.read(MODEL)
-        return narrowed(export_onnx(self.folded, self.train.size, keep=self.tensors), self.recipe.stored, self.tensors)
+        size, recipe = self.train.size, self.recipe
+        network = narrowed(export_onnx(self.folded, size, keep=self.tensors), recipe.stored, self.tensors)
+        return mirrored(network, size) if recipe.mirrored else network
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()

@@ -313,6 +313,21 @@ def test_the_stem_of_airbench_is_made_from_the_images_unless_weights_are_given(t
     assert torch.equal(second.stem.weight, given.stem.weight)
 
 
+def test_a_mirrored_bundle_answers_for_both_images_with_what_was_trained(
+    built, tiny_recipe, image_folder, tmp_path, clear
+):
+    shutil.copytree(built[1], tmp_path / "work")
+    (tmp_path / "work" / "gain.npz").unlink()
+    Build(replace(load_recipe(tiny_recipe), mirrored=True), str(image_folder), tmp_path / "work").bundle(tmp_path / "b")
+    before, after = (Bundle.load(path).model(ModelOptions(threads=1)) for path in (built[0], tmp_path / "b"))
+    x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
+    for mix in ({}, {"fog": 1.0}):
+        before.apply(mix)
+        after.apply(mix)
+        both = (before.predict(x)[0] + before.predict(x[:, :, ::-1].copy())[0]) / 2
+        np.testing.assert_allclose(after.predict(x)[0], both, atol=1e-5)
+
+
 def test_targets_of_tuning_have_different_signatures(build):
     assert build.method_name("tuned-output") == "tuned"
     labels, output = build.signature("tuned-labels", "fog"), build.signature("tuned-output", "fog")
