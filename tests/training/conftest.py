@@ -19,6 +19,21 @@ def ray_address(ray_cluster, monkeypatch):
     return ray_cluster.address
 
 
+@pytest.fixture
+def add_node(ray_cluster):
+    """A function that adds a node of one CPU and returns it; those that are left at the end are removed."""
+    added = []
+
+    def add(**how):
+        added.append(ray_cluster.add_node(num_cpus=1, **how))
+        ray_cluster.wait_for_nodes()
+        return added[-1]
+
+    yield add
+    for node in set(added) & set(ray_cluster.list_all_nodes()):
+        ray_cluster.remove_node(node, allow_graceful=False)
+
+
 @pytest.fixture(scope="module")
 def image_files(clear, tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")

@@ -60,9 +60,11 @@ def test_the_command_builds_a_bundle_that_runs(command_built, image_files, tmp_p
     assert json.loads((tmp_path / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("where", [("--workers", 2), ("--on", "ray")])
-def test_elsewhere_the_same_bundle_is_made(command_built, image_files, tmp_path, where, ray_address):
+@pytest.mark.parametrize(("where", "nodes"), [(("--workers", 2), 1), *((("--on", "ray"), n) for n in (1, 2, 3))])
+def test_elsewhere_the_same_bundle_is_made(command_built, image_files, tmp_path, where, nodes, ray_address, add_node):
     out, _, _, root = command_built
+    for _ in range(nodes - 1):
+        add_node()
     options = ("--recipe", root / "adopt.toml", "--work", tmp_path / "work", "--out", tmp_path / "bundle", *where)
     rws("adopt", root / "mine.onnx", image_files, "--quick", "--threads", 1, "--scale", 1, *options)
     for name in ("model.onnx", "signatures.safetensors", "oracle.onnx", "policy.safetensors"):
