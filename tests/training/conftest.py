@@ -32,6 +32,7 @@ def add_node(ray_cluster):
     yield add
     for node in set(added) & set(ray_cluster.list_all_nodes()):
         ray_cluster.remove_node(node, allow_graceful=False)
+    ray_cluster.wait_for_nodes()  # else a later test would see it die
 
 
 @pytest.fixture(scope="module")
