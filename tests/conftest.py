@@ -27,7 +27,7 @@ settings.load_profile("rws")
 
 TORCH = find_spec("torch") is not None
 _NEEDS_TORCH = re.compile(r"^(?:import torch|from torch|from rws\.(?:training|benchmarks))\b", re.MULTILINE)
-_SLOW_FIXTURES = {"built", "command_built", "compared", "report", "reproduced", "result", "trained"}
+_SLOW_FIXTURES = {"built", "command_built", "report", "reproduced", "result", "trained"}
 """They train or measure: a test that uses one is slow."""
 
 

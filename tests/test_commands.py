@@ -226,12 +226,6 @@ CASES: dict[str, Case] = {
         ),
         prints="lens dirt",
     ),
-    "bench methods": Case(
-        lambda x: (
-            *("--work", x.folder / "work", "--data", x.few_images(), "--recipe", x.recipe, "--limit", 4),
-            *("--json", x.folder / "out.json"),
-        )
-    ),
     "bench signatures": Case(measured("--limit", 2)),
     "bench storage": Case(lambda x: ("--bundle", x.tiny, "--json", x.folder / "out.json")),
     "bench latency": Case(

@@ -79,7 +79,7 @@ TABLE = [
         "is not a X",
     ),
     ("again and again", r"\bagain and again\b", "repeatedly"),
-    ("old commands", r"\brws build\b|\brws bench (?:ways|rivals)\b", "rws adopt, rws train; bench methods, baselines"),
+    ("old commands", r"\brws build\b|\brws bench (?:ways|rivals)\b", "rws adopt, rws train; bench baselines"),
 ]
 NOT_VERBS = """
 A An All Any As At Back By Each Every For From How If In It Its Names Nothing Of On One Only Or Some That The There

@@ -38,37 +38,6 @@ for _name, _measure in _COMMANDS.items():
 
 
 @bench.command()
-def methods(
-    work: Annotated[Path, typer.Option(help="The --work folder of a training whose jobs tuned and residual are done.")],
-    data: Annotated[str, typer.Option(help="The images of that training; the test split is reported on.")],
-    recipe: Annotated[str, typer.Option(help="The recipe of that training.")] = "cifar10_vgg16",
-    size: Annotated[int | None, typer.Option(help="The --size of that training.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Test images.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    report: JsonOption = None,
-) -> None:
-    """Compare tuned signatures with the paper's residual: alone, in pairs, quantised, and what they cost.
-
-    \b
-    Examples:
-        rws train ~/data/cifar10 --job tuned --job residual
-        rws bench methods --work runs/train --data ~/data/cifar10 --json methods.json
-    """
-    with require("bench"):
-        import torch
-
-        from rws.benchmarks.replay.signature_methods import compare_methods
-        from rws.training.build.build import Build
-        from rws.training.build.recipe import load_recipe
-        from rws.training.data.images import load_images
-        from rws.training.evaluation.frames import shuffled
-    test = shuffled(load_images(data, "test", size=size, cache=work / "images"), limit, seed)
-    build = Build(load_recipe(recipe), data, work, size=size)
-    result = compare_methods(build, test, seed, say)
-    save(report, "methods/1", result, data, seed=seed, threads=torch.get_num_threads())
-
-
-@bench.command()
 def signatures(
     data: Annotated[str, typer.Option(help="Clean test folder or data set (corrupted here); see `rws replay`.")],
     work: Annotated[

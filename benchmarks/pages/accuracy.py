@@ -24,12 +24,6 @@ def _replay() -> Iterator[dict[str, Any]]:
         yield {"name": name, "clean": worst["ta"][arm], **scores}
 
 
-def _methods() -> list[dict[str, Any]]:
-    result = read("methods")
-    std = {key: result["std"][key] for key in ("ra", "ra_two_corruptions")}
-    return [{"name": "no patch"} | std, *({"name": name} | result[name] for name in ("tuned", "residual"))]
-
-
 def _precision() -> list[dict[str, Any]]:
     result = read("signatures")
     no_patch = {"bits": "no patch", "ra": result["ra_no_patch"], "ta_after_reset": result["ta"]}
@@ -51,16 +45,6 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
 }
 SIGNATURE_TABLES: dict[str, Callable[[], str]] = {
-    "methods": table(
-        _methods,
-        label("robust accuracy", "name"),
-        columns({"validation images": "ra_validation", "test images, float32": "ra"}, ".2f"),
-        columns({"8 bit, per channel": "ra_8bit_channel", "8 bit, per tensor": "ra_8bit_tensor"}, ".2f"),
-        Column("4 bit, per channel", "ra_4bit_channel", ".2f"),
-        Column("two corruptions at once, both signatures", "ra_two_corruptions", ".2f"),
-        Column("one corruption, two signatures at ½", "ra_pair_halves", ".2f"),
-        Column("training of 19, minutes", lambda row: row.get("train_seconds", 0) / 60 or None, ".0f"),
-    ),
     "precision": table(
         _precision,
         label("bits", "bits"),

@@ -19,7 +19,7 @@ from rws.errors import InputError
 # The pages of the site: their tables, and the results (or patterns) whose commands they list.
 _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "accuracy": (accuracy.TABLES, "replay_*"),
-    "signatures": (accuracy.SIGNATURE_TABLES, "methods signatures"),
+    "signatures": (accuracy.SIGNATURE_TABLES, "signatures"),
     "latency": (latency.TABLES, "latency*"),
     "live": (latency.LIVE_TABLES, "live_table"),
     "storage": (latency.STORAGE_TABLES, "storage"),
