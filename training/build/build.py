@@ -40,8 +40,15 @@ from rws.training.jobs.graph import Graph, Job, Work
 from rws.training.jobs.progress import Progress, TimeLeft, job_log
 from rws.training.jobs.seeds import derive_seed
 from rws.training.jobs.store import ARRAYS, SCORED, STATE, Codec, Entry, Store, T
-from rws.training.models.architectures import Airbench, build_model, fold_batchnorm, shallow_tensors, take_fitting
-from rws.training.models.export import export_onnx, mirrored, narrowed, rounded
+from rws.training.models.architectures import (
+    Airbench,
+    ModelSpec,
+    build_model,
+    fold_batchnorm,
+    shallow_tensors,
+    take_fitting,
+)
+from rws.training.models.export import export_onnx, narrowed, rounded
 from rws.training.models.fit import Corrupted, FitRecipe, accuracy, channels_last, fit, predict
 from rws.training.models.loop import Plan
 from rws.training.oracle.calibration import OracleScores, calibrate_on_images, export_oracle, weigh_clean
@@ -134,10 +141,14 @@ class Build:
         identity = {"version": BUILD_VERSION, "images": self._data_digest, "seed": self.recipe.seed, "of": depends_on}
         return self._store.entry(name, identity, codec)
 
+    @property
+    def _trained(self) -> ModelSpec:
+        return replace(self.recipe.model, mirrored=False)
+
     def new_model(self) -> nn.Module:
         """Return the untrained init: a new classifier, or the ancestor's body under a new head."""
         torch.manual_seed(self.recipe.seed)
-        model = build_model(self.recipe.model, len(self.train.classes))
+        model = build_model(self._trained, len(self.train.classes))
         if isinstance(model, Airbench) and not self.recipe.model.weights:
             model.whiten(self.train.pixels[:: max(1, len(self.train) // 5000)].cpu())
         if self.ancestor is not None:
@@ -150,7 +161,7 @@ class Build:
     def _fit(
         self, job: str, model: nn.Module, recipe: FitRecipe, corrupted: Corrupted, seed: int, *origin: Any
     ) -> nn.Module:
-        entry = self._entry(f"{job}.pt", STATE, self.recipe.model, recipe, corrupted, *origin)
+        entry = self._entry(f"{job}.pt", STATE, self._trained, recipe, corrupted, *origin)
 
         def make() -> Mapping[str, torch.Tensor]:
             report = self._report(job, kinds={"steps": _kind_of_fit(recipe, corrupted)})
@@ -287,9 +298,11 @@ class Build:
     def _network(self) -> bytes:
         if self.onto is not None:
             return self.onto.read(MODEL)
-        size, recipe = self.train.size, self.recipe
-        network = narrowed(export_onnx(self.folded, size, keep=self.tensors), recipe.stored, self.tensors)
-        return mirrored(network, size) if recipe.mirrored else network
+        # Trainings are not slowed down: only what is deployed may be mirrored.
+        deployed = fold_batchnorm(build_model(replace(self.recipe.model, weights=""), len(self.train.classes)))
+        deployed.load_state_dict(self.folded.state_dict())
+        exported = export_onnx(deployed, self.train.size, keep=self.tensors)
+        return narrowed(exported, self.recipe.stored, self.tensors)
 
     def _patchable(self) -> PatchableModel:
         signatures = self.signatures()
@@ -409,7 +422,7 @@ class Build:
             fits["std"] = (recipe.continued, self._standard)
         if "init" in kinds or fits:
             fits["init"] = (recipe.init, self._standard)
-        untrained = build_model(replace(recipe.model, weights=""), len(self.train.classes)).to(self.device).eval()
+        untrained = build_model(replace(self._trained, weights=""), len(self.train.classes)).to(self.device).eval()
         for job, (how, seen) in fits.items():
             self._plan_steps(job, _kind_of_fit(how, seen), how, partial(fit, untrained, corrupted=seen))
         model = fold_batchnorm(untrained)

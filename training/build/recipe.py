@@ -81,7 +81,6 @@ class Recipe:
     From `init` continue θ_std (`continued`), each θ_r (`robust`), and a model of all corruptions (`augmented`).
     `corrupted_share`: part of the images of `init` and `continued` that get one of all corruptions, severity 1…5.
     `stored`: the bits in which the bundle stores the weights that no signature changes; a device computes in 32.
-    `mirrored`: the bundle's model answers with the mean for each image and its mirror image, at twice the time.
     """
 
     name: str
@@ -99,7 +98,6 @@ class Recipe:
     stream: StreamRecipe = field(default_factory=StreamRecipe)
     corrupted_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     stored: Stored = 32
-    mirrored: bool = False
 
 
 def load_recipe(name: str | Path) -> Recipe:

@@ -36,6 +36,7 @@ class ModelSpec:
         widths: channel counts of VGG-16's five stages (empty: 64, 128, 256, 512, 512 times `width`), or of Airbench's
             blocks (empty: 64, 256, 256 times `width`).
         small_input: for a torchvision ResNet, a 3x3 stem of stride 1 without pooling, as usual at 32 and 64 px.
+        mirrored: Airbench answers, but in training, with the mean for an image and its mirror image, at twice the time.
         mean, std: channel statistics of the training images, RGB, range 0…1.
         weights: a state dict (`.pt`, `.safetensors`), or the name of a set of torchvision's (`IMAGENET1K_V1`,
             downloaded). Tensors whose name and shape fit are taken, the others start at random. Empty: all do.
@@ -46,6 +47,7 @@ class ModelSpec:
     widths: tuple[int, ...] = ()
     batch_norm: bool = True
     small_input: bool = True
+    mirrored: bool = False
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
     weights: str = ""
@@ -122,7 +124,7 @@ class _Layer(nn.Module):
 class Airbench(nn.Module):
     """A stem and three blocks of two convolutions for small images, after Jordan 2024 (arXiv 2404.00498).
 
-    GELU, the faster rate of biases and augmentation at test time are left out. The stem is not trained, see `whiten`.
+    GELU and the faster rate of biases are left out. The stem is not trained, see `whiten`.
     """
 
     def __init__(self, spec: ModelSpec, classes: int) -> None:
@@ -134,11 +136,15 @@ class Airbench(nn.Module):
         self.normalise, self.stem = Normalise(spec.mean, spec.std), nn.Conv2d(3, STEM, 2).requires_grad_(False)
         self.features = nn.Sequential(*layers)
         self.pool, self.classifier = nn.AdaptiveMaxPool2d(1), nn.Linear(widths[-1], classes, bias=False)
+        self.mirrored = spec.mirrored
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch."""
-        maps = self.features(F.relu(self.stem(self.normalise(x))))
-        return cast(Tensor, self.classifier(self.pool(maps).flatten(1))) / 9
+        both = self.mirrored and not self.training
+        x = torch.cat([x, x.flip(-1)]) if both else x
+        found = self.pool(self.features(F.relu(self.stem(self.normalise(x))))).flatten(1)
+        found = found.unflatten(0, (2, -1)).mean(0) if both else found
+        return cast(Tensor, self.classifier(found)) / 9
 
     @torch.no_grad()
     def whiten(self, pixels: Tensor) -> None:
@@ -162,6 +168,8 @@ def build_model(spec: ModelSpec, classes: int) -> nn.Module:
     Raises InputError if torchvision has no such classifier, it gives no plain logits, or the weights do not fit.
     """
     own = _OWN.get(spec.architecture)
+    if spec.mirrored and own is not Airbench:
+        raise InputError(f"mirrored is for airbench, not {spec.architecture}")
     network = own(spec, classes) if own else _torchvision_classifier(spec, classes)
     if spec.weights:
         _take_weights(network, spec)

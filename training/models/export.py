@@ -99,34 +99,6 @@ def narrowed(network: bytes, bits: Stored, keep: Collection[str] = ()) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def mirrored(network: bytes, width: int) -> bytes:
-    """Return a network that answers with the mean of its outputs for each image and the image's mirror image.
-
-    `network`: one input (N, C, H, width) and one output, for any N; it runs once, for 2 N images.
-    """
-    model = onnx.load_from_string(network)
-    graph, (image,), (output,) = model.graph, model.graph.input, model.graph.output
-    both, answers = f"{image.name}.both", f"{output.name}.both"
-    for node in graph.node:
-        node.input[:] = [both if name == image.name else name for name in node.input]
-        node.output[:] = [answers if name == output.name else name for name in node.output]
-    graph.initializer.append(onnx.numpy_helper.from_array(np.arange(width - 1, -1, -1), "mirror.columns"))
-    make = onnx.helper.make_node
-    before = [
-        make("Gather", [image.name, "mirror.columns"], [f"{image.name}.mirror"], axis=3),
-        make("Concat", [image.name, f"{image.name}.mirror"], [both], axis=0),
-    ]
-    after = [
-        make("Split", [answers], [f"{output.name}.straight", f"{output.name}.mirror"], axis=0, num_outputs=2),
-        make("Mean", [f"{output.name}.straight", f"{output.name}.mirror"], [output.name]),
-    ]
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
-
-
 def rounded(weight: Tensor, bits: Stored) -> Tensor:
     """Return a float32 weight (out, …) as it is after `narrowed`: 8 bits have one scale for each index of `out`."""
     if bits == 8:

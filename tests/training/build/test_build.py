@@ -313,13 +313,15 @@ def test_the_stem_of_airbench_is_made_from_the_images_unless_weights_are_given(t
     assert torch.equal(second.stem.weight, given.stem.weight)
 
 
-def test_a_mirrored_bundle_answers_for_both_images_with_what_was_trained(
-    built, tiny_recipe, image_folder, tmp_path, clear
-):
-    shutil.copytree(built[1], tmp_path / "work")
-    (tmp_path / "work" / "gain.npz").unlink()
-    Build(replace(load_recipe(tiny_recipe), mirrored=True), str(image_folder), tmp_path / "work").bundle(tmp_path / "b")
-    before, after = (Bundle.load(path).model(ModelOptions(threads=1)) for path in (built[0], tmp_path / "b"))
+def test_a_mirrored_bundle_answers_for_both_images_with_what_was_trained(tiny_recipe, image_folder, tmp_path, clear):
+    recipe, records = load_recipe(tiny_recipe), []
+    spec = replace(recipe.model, architecture="airbench")
+    for mirrored in (False, True):
+        build = replace(recipe, stored=8, model=replace(spec, mirrored=mirrored))
+        Build(build, str(image_folder), tmp_path, progress=records.append).bundle(tmp_path / str(mirrored))
+        (tmp_path / "gain.npz").unlink()
+    assert sum(record["job"] == "std" and "done" in record for record in records) == 1
+    before, after = (Bundle.load(tmp_path / name).model(ModelOptions(threads=1)) for name in ("False", "True"))
     x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
     for mix in ({}, {"fog": 1.0}):
         before.apply(mix)

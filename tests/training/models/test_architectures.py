@@ -59,6 +59,16 @@ def test_the_stem_of_airbench_decorrelates_neighbouring_pixels(clear):
     assert names == ("stem.weight", "stem.bias", "features.0.conv.weight", "features.0.conv.bias")
 
 
+def test_airbench_may_answer_for_the_mirror_image_too_but_not_in_training():
+    plain, both = (trained_like(ModelSpec("airbench", width=0.25, mirrored=mirrored)) for mirrored in (False, True))
+    both.load_state_dict(plain.state_dict())
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(both(x), (plain(x) + plain(x.flip(-1))) / 2)
+    torch.testing.assert_close(both.train()(x), plain.train()(x))
+    with pytest.raises(InputError, match="mirrored is for airbench, not vgg16"):
+        build_model(ModelSpec(mirrored=True), 10)
+
+
 @pytest.mark.parametrize("architecture", ["vgg16", "airbench"])
 def test_widths_that_do_not_fit_are_refused(architecture):
     with pytest.raises(InputError, match="positive"):
@@ -84,7 +94,7 @@ def test_resnet50s_five_layers_are_blocks():
     ("architecture", "width"), [("vgg16", 0.25), ("airbench", 0.25), ("resnet18", 0.25), ("mobilenet_v2", 1.0)]
 )
 def test_folding_changes_no_output_and_survives_the_export(architecture, width):
-    model = trained_like(ModelSpec(architecture, width=width))
+    model = trained_like(ModelSpec(architecture, width=width, mirrored=architecture == "airbench"))
     folded = fold_batchnorm(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     x = torch.rand(3, 3, 32, 32)

@@ -7,9 +7,8 @@ from torch import nn
 
 from rws.edge.live.session import LiveSession
 from rws.edge.onnx.graph import read_model
-from rws.edge.onnx.torch_graph import to_torch
 from rws.edge.signatures.quantization import dequantise, quantise
-from rws.training.models.export import export_onnx, mirrored, narrowed, rounded
+from rws.training.models.export import export_onnx, narrowed, rounded
 
 KEPT = ("0.weight", "0.bias")
 PIXELS = np.random.default_rng(5).random((3, 3, 16, 16), np.float32)
@@ -74,18 +73,3 @@ def test_a_live_session_learns_a_narrowed_file_once(exported, bits, tmp_path):
     assert [session.from_cache for session in sessions] == [False, True]
     for session in sessions:
         np.testing.assert_allclose(outputs_of(session), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("bits", [8, 32])
-def test_a_mirrored_model_answers_with_the_mean_of_both_images(exported, bits, tmp_path):
-    network = narrowed(exported, bits, KEPT)
-    plain = onnxruntime.InferenceSession(network)
-    both = (outputs_of(plain) + plain.run(None, {"image": PIXELS[:, :, :, ::-1]})[0]) / 2
-    made = mirrored(network, 16)
-    np.testing.assert_allclose(outputs_of(onnxruntime.InferenceSession(made)), both, atol=1e-6)
-    (in_torch,) = to_torch(read_model(made), KEPT)[0](torch.from_numpy(PIXELS))
-    np.testing.assert_allclose(in_torch.detach().numpy(), both, atol=1e-5)
-    path = tmp_path / "mirrored.onnx"
-    path.write_bytes(made)
-    live = LiveSession(path, tensors=KEPT, provider="cpu", threads=1, cache=tmp_path)
-    np.testing.assert_allclose(outputs_of(live), both, atol=1e-6)
