@@ -185,13 +185,13 @@ CASES: dict[str, Case] = {
     "bench figures": Case(lambda x: ("--out", x.folder, "--only", "gain_table"), prints="gain_table.png"),
     "bench zoo": Case(
         lambda x: (
-            *("--model", "vgg16", "--images", x.images / "test", "--recipe", x.adopt_recipe(), "--limit", 48),
+            *("--model", "cifar10", "--images", x.images / "test", "--recipe", x.adopt_recipe(), "--limit", 48),
             *("--threads", 1, "--work", x.folder / "work", "--json", x.folder / "out.json"),
         )
     ),
     "bench zoo-curve": Case(
         lambda x: (
-            *("--model", "vgg16", "--images", x.images / "test", "--recipe", x.adopt_recipe(), "--limit", 48),
+            *("--model", "cifar10", "--images", x.images / "test", "--recipe", x.adopt_recipe(), "--limit", 48),
             *("--layers", 1, "--corruption", "fog", "--threads", 1, "--work", x.folder / "work"),
             *("--json", x.folder / "out.json"),
         )

@@ -33,7 +33,7 @@ def zoo(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="efficientnet_lite0, efficientnet_lite1, vgg16, fastestdet or ppocr_rec.")
+        str, typer.Option(help="efficientnet_lite0, efficientnet_lite1, cifar10, fastestdet or ppocr_rec.")
     ] = "efficientnet_lite0",
     file: Annotated[Path | None, typer.Option(help="The .onnx file of a detector or text reader.")] = None,
     test: Annotated[
@@ -68,7 +68,6 @@ def zoo(
     \b
     Examples:
         rws bench zoo --images imagenet-sample/ --names imagenet1k_classes.json --json zoo_lite0.json
-        rws bench zoo --model vgg16 --images cifar10/test --limit 2000 --json zoo_vgg16.json
         rws bench zoo --model fastestdet --file FastestDet.onnx --images clear/ --test coco/images/val2017 \\
             --names coco.names --json zoo_detector.json
         rws bench zoo --model ppocr_rec --file ch_PP-OCRv4_rec_infer.onnx --images clear/ --test others/ \\

@@ -10,7 +10,7 @@ from rws.benchmarks.pages.results import lookup, matching, read, table
 from rws.training.corruptions import CORRUPTIONS
 from rws.training.evaluation.frames import TWO_SEVERITIES
 
-ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick", "zoo_vgg16")
+ENTRIES = ("zoo_efficientnet_lite0", "zoo_efficientnet_lite0_quick", "zoo_efficientnet_lite1_quick")
 OTHERS = {
     "zoo_detector": ("FastestDet, the bundle `detector`", "mAP50"),
     "zoo_ppocr_rec": ("PP-OCRv4", "lines read right, %"),

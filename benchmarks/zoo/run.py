@@ -122,7 +122,7 @@ ZOO: Mapping[str, ZooModel] = {
     "efficientnet_lite0": ZooModel(lambda _: efficientnet_lite(0, 224), _LITE),
     "efficientnet_lite1": ZooModel(lambda _: efficientnet_lite(1, 240), _LITE),
     "efficientnet_lite2": ZooModel(lambda _: efficientnet_lite(2, 260), _LITE),
-    "vgg16": ZooModel(lambda _: _file(CIFAR10_BUNDLE / MODEL), ImportOptions()),
+    "cifar10": ZooModel(lambda _: _file(CIFAR10_BUNDLE / MODEL), ImportOptions()),
     "fastestdet": ZooModel(_file, ImportOptions(None, Preprocessing(bgr=True), fit="stretch"), "boxes"),
     "ppocr_rec": ZooModel(_file, _PADDLE, "text"),
 }

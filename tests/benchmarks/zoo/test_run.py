@@ -24,11 +24,11 @@ def result(test_images) -> dict:
     bundle = Bundle.load("cifar10")
     found = zoo.measure(bundle, test_images)
     return {
-        "file": "zoo_vgg16.json",
+        "file": "zoo_tiny.json",
         "commit": "1234567",
         "machine": {"processor": "any"},
         "seed": 0,
-        "model": "vgg16",
+        "model": "tiny",
         "quick": False,
         "build_images": 20,
         "test_images": 20,
@@ -87,7 +87,7 @@ def test_minutes_of_a_build_count_each_part_once(tmp_path):
 def test_the_page_holds_the_numbers(result):
     quick = {**result, "quick": True}
     text = zoo_table([result, quick])
-    assert "|  | vgg16 | vgg16, quick |" in text
+    assert "|  | tiny | tiny, quick |" in text
     won = f"{result['summary']['accuracy']['won_back']['perfect']:.1f}"
     assert f"| **accuracy won back, perfect oracle, %** | {won} | {won} |" in text
     assert f"| test images | {result['test_images']} |" in text
@@ -101,9 +101,9 @@ def test_an_unknown_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model", "images", "options", "message"),
     [
-        ("vgg16", ["a", "b"], {}, "one folder of --images"),
-        ("vgg16", ["a"], {"int8": "s9"}, "unknown form of int8 's9'; known: s8s8, u8s8"),
-        ("vgg16", ["a"], {"file": Path("x.onnx")}, "neither --file nor --test"),
+        ("efficientnet_lite0", ["a", "b"], {}, "one folder of --images"),
+        ("efficientnet_lite0", ["a"], {"int8": "s9"}, "unknown form of int8 's9'; known: s8s8, u8s8"),
+        ("efficientnet_lite0", ["a"], {"file": Path("x.onnx")}, "neither --file nor --test"),
         ("fastestdet", ["a"], {}, "needs --file, --test and --names"),
         ("ppocr_rec", ["a"], {"int8": "s8s8"}, "needs --file, --test and --names"),
     ],
