@@ -73,7 +73,7 @@ def write_bundle(path: str | Path, parts: BundleParts) -> Bundle:
         "tiles": None if parts.tiles is None else asdict(parts.tiles),
     }
     contents = {
-        MODEL: model.SerializeToString(),
+        MODEL: parts.model if isinstance(parts.model, bytes) else model.SerializeToString(),
         SIGNATURES: parts.signatures.to_bytes(),
         ORACLE: parts.oracle,
         POLICY: write_tensors(parts.table.to_arrays(), POLICY_DESCRIPTION),

@@ -81,7 +81,8 @@ def narrowed(network: bytes, bits: Stored, keep: Collection[str] = ()) -> bytes:
         nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
 
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2 or tensor.name in keep or bits == 32:
+        weight = tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and tensor.dims[0] > 1
+        if not weight or tensor.name in keep or bits == 32:
             continue
         name, exact = tensor.name, onnx.numpy_helper.to_array(tensor)
         codes = quantise(exact) if bits == 8 else None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -321,6 +322,10 @@ def test_a_mirrored_bundle_answers_for_both_images_with_what_was_trained(tiny_re
         Build(build, str(image_folder), tmp_path, progress=records.append).bundle(tmp_path / str(mirrored))
         (tmp_path / "gain.npz").unlink()
     assert sum(record["job"] == "std" and "done" in record for record in records) == 1
+    stored = onnx.load(tmp_path / "True" / "model.onnx").graph.initializer
+    whole = {tensor.name for tensor in stored if len(tensor.dims) > 1 and tensor.data_type != onnx.TensorProto.INT8}
+    assert whole >= {"normalise.mean", "normalise.std", "stem.weight", "features.0.conv.weight"}
+    assert not any(name.startswith(("features.1", "classifier")) and "scale" not in name for name in whole)
     before, after = (Bundle.load(tmp_path / name).model(ModelOptions(threads=1)) for name in ("False", "True"))
     x = (clear[0][0].transpose(2, 0, 1) / np.float32(255)).astype(np.float32)
     for mix in ({}, {"fog": 1.0}):
