@@ -298,9 +298,10 @@ class Build:
     def _network(self) -> bytes:
         if self.onto is not None:
             return self.onto.read(MODEL)
-        # Trainings are not slowed down: only what is deployed may be mirrored.
-        deployed = fold_batchnorm(build_model(replace(self.recipe.model, weights=""), len(self.train.classes)))
-        deployed.load_state_dict(self.folded.state_dict())
+        deployed = self.folded
+        if self.recipe.model.mirrored:  # what is trained is not: that would take twice as long
+            deployed = fold_batchnorm(build_model(replace(self.recipe.model, weights=""), len(self.train.classes)))
+            deployed.load_state_dict(self.folded.state_dict())
         exported = export_onnx(deployed, self.train.size, keep=self.tensors)
         return narrowed(exported, self.recipe.stored, self.tensors)
 
