@@ -4,10 +4,11 @@ from rws.errors import FormatError, InputError
 from rws.training.build.recipe import load_recipe
 
 
-def test_the_shipped_recipe_is_valid_and_says_what_it_builds():
-    recipe = load_recipe("cifar10_vgg16")
-    assert recipe.name == "cifar10-vgg16"
-    assert recipe.model.widths
+@pytest.mark.parametrize("name", ["cifar10_vgg16", "cifar10_airbench"])
+def test_a_shipped_recipe_is_valid_and_says_what_it_builds(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name.replace("_", "-")
+    assert recipe.model.architecture in name
     assert recipe.signatures.bits == 8
 
 
