@@ -1,6 +1,7 @@
 """Shared by all figures: colours, and a small PNG."""
 
 import io
+from typing import Any
 
 import matplotlib
 
@@ -23,6 +24,8 @@ FAMILY_COLOURS = {"noise": "#D55E00", "blur": "#0072B2", "weather": "#009E73", "
 FAMILY_HATCHES = {"noise": "....", "blur": "", "weather": "////", "digital": "xxxx"}
 CLEAN_COLOUR = "#e9ebef"
 INK, MUTED, GRID = "#1d2433", "#6b7486", "#d9dde4"
+STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID}
+"""Settings of matplotlib for `rc_context`."""
 ARM_STYLES = {
     "std": ("no patch", "#6b7486", 1.6, "--"),
     "trained": ("trained oracle", "#D55E00", 2.6, "-"),

@@ -10,18 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.plots import ARM_STYLES, FAMILY_HATCHES, GRID, INK, MUTED, corruption_colours
+from rws.benchmarks.common.plots import ARM_STYLES, FAMILY_HATCHES, GRID, INK, MUTED, STYLE, corruption_colours
 from rws.benchmarks.demo.stream import DemoStream
 from rws.edge.pipeline import Result
 from rws.oracle.belief import CLEAN, FAMILIES
 
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "font.size": 8.5,
-    "hatch.linewidth": 0.4,
-}
 _HATCHES = {CLEAN: ""} | {name: FAMILY_HATCHES[family] for family, members in FAMILIES.items() for name in members}
 
 
@@ -34,7 +27,7 @@ def draw_timeline(
         right: whether each frame is classified correctly, by arm of `ARM_STYLES`; bool, shape (N,).
         window: frames of the running accuracy.
     """
-    with plt.rc_context(_STYLE):  # type: ignore[arg-type]  # the stubs want literal keys
+    with plt.rc_context(STYLE | {"font.size": 8.5, "hatch.linewidth": 0.4}):
         figure = _figure(stream, results, right, window)
         figure.savefig(path)
         plt.close(figure)

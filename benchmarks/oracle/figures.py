@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, corruption_colours, small_png
+from rws.benchmarks.common.plots import ARM_STYLES, GRID, INK, MUTED, STYLE, corruption_colours, small_png
 from rws.benchmarks.common.tables import Record, spoken
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import CIFAR10_BUNDLE
@@ -62,7 +62,7 @@ def draw_all(
     }
     paths = []
     for name in (name for name in FIGURES if not only or name in only):
-        with plt.rc_context({"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": GRID, "font.size": 9}):
+        with plt.rc_context(STYLE | {"font.size": 9}):
             figure = draw[name]()
             content = small_png(figure)
             plt.close(figure)

@@ -9,6 +9,7 @@ def test_a_shipped_recipe_is_valid_and_says_what_it_builds(name):
     recipe = load_recipe(name)
     assert recipe.name == name.replace("_", "-")
     assert recipe.model.architecture in name
+    assert recipe.model.widths or recipe.model.mirrored
     assert recipe.signatures.bits == 8
 
 
