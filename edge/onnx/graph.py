@@ -35,6 +35,7 @@ _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model") -> onnx.ModelProto:
     """Read an ONNX model with all its weights, those that are stored in fewer bits in 32; BundleError if it is none.
 
+    A weight is no longer an input, as in files of IR version 3: ONNX Runtime 1.24 can crash on one that is both.
     Of a path, weights are read from other files in its folder, too; none of the files is a link, pipe or device.
     """
     if isinstance(model, onnx.ModelProto):
@@ -56,6 +57,9 @@ def read_model(model: str | Path | bytes | onnx.ModelProto, source: str = "model
     if not proto.graph.node or not proto.graph.output:
         raise BundleError(f"{source}: an ONNX model without nodes or outputs; export it again")
     check_inside(proto, source)
+    inputs = [*data_inputs(proto).values()]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
     try:
         _widen(proto)
     except (KeyError, TypeError, ValueError) as error:
