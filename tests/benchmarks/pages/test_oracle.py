@@ -35,7 +35,7 @@ def oracle_cost():
         return {"model": model, "case": case, "ms": 0.0625, "ratio": ratio, "low": ratio - 0.125, "high": ratio + 0.125}
 
     cases = ("network", "observe", "whole", "in_turn")
-    return {"bytes": 123456, "rows": [row(model, case, 0.5) for model in ("vgg16", "cifar10-vgg16") for case in cases]}
+    return {"bytes": 123456, "rows": [row(model, case, 0.5) for model in ("vgg16", "cifar10") for case in cases]}
 
 
 def policies():

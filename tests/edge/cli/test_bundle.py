@@ -80,7 +80,7 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     document = json.loads(rws("bundle", "list", bundle_path, shelf, "--json", "-").stdout)
     *ships, tiny, good = document["bundles"]
     known = [(bundle["name"], bundle["signatures"], bundle["classes"]) for bundle in ships]
-    assert known == [("fastestdet", 23, 80), ("cifar10-vgg16", 19, 10)]
+    assert known == [("fastestdet", 23, 80), ("cifar10", 19, 10)]
     assert tiny == {
         "name": "tiny",
         "classes": 4,
@@ -92,7 +92,7 @@ def test_list_shows_the_bundles_that_ship_and_those_in_folders(bundle_path, shel
     assert good == {**tiny, "path": str(shelf / "good")}
     assert "oracle.onnx" in caplog.text
     shown = rws("bundle", "list", bundle_path).stdout
-    assert [word in shown for word in ("tiny", "8 x 8 RGB", "cifar10-vgg16")] == [True] * 3
+    assert [word in shown for word in ("tiny", "8 x 8 RGB", "cifar10")] == [True] * 3
     (marked,) = [line for line in shown.splitlines() if "default" in line]
     assert "80" in marked
 

@@ -203,7 +203,7 @@ def test_extract_makes_residual_signatures_from_checkpoints(built, tiny_recipe, 
         (("extract", "--std", "none.onnx", "--robust", "fog=x.onnx", "--out", "missing/o"), 3, "folder does not exist"),
         (("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o"), 2, "say with --recipe"),
         (
-            ("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o", "--recipe", "cifar10_vgg16"),
+            ("extract", "--std", "bad.pt", "--robust", "fog=bad.pt", "--out", "o", "--recipe", "cifar10"),
             3,
             "no weights",
         ),
