@@ -3,6 +3,8 @@ SHELL  := /bin/bash
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+# Without a limit on crashed workers, pytest-xdist waits for one of them forever.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: demo docs check test lint types lowest lock system clean
 
@@ -15,10 +17,10 @@ docs: $(VENV)/.docs
 
 # What a change needs before it is committed, in under 3 minutes on two cores.
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 lint: $(VENV)/.test types
 	$(BIN)/ruff check .
@@ -33,7 +35,7 @@ types: $(VENV)/.test
 
 # The tests of a device, which has no torch, with the lowest versions that pyproject.toml allows.
 lowest: $(VENV)/.lowest
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/oracle tests/edge tests/test_cli.py
+	$(PYTEST) tests/oracle tests/edge tests/test_cli.py
 
 # What devices install: every package in one version, with the hashes of all its files. Takes the newest versions.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" \
