@@ -1,7 +1,8 @@
 """The gain table: accuracy of each action in each state, measured on validation images.
 
 Measured are a few severities, the own signature and its nearest neighbours (by a coarse pass at the strongest
-severity). Other cells hold what is safe to assume: no gain, and any loss in the coarse pass or on clean images.
+severity). Other cells hold what is safe to assume: no gain, and any loss in the coarse pass or on clean images. No action
+gains on clean images: what seems to is chance, and would patch a clear picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,6 +95,7 @@ def measure_gain(
 
     of_clean, of_corruption = count_answers(recipe, len(pixels), len(names))
     clean = np.array([accuracy(sample, action) for action in actions])
+    clean = np.minimum(clean, clean[0])
     if report is not None:
         report({"corruption": "clean", "answers": of_clean, "answers_left": of_corruption * len(corruptions)})
     grid, states = np.array([0.0, *recipe.severities]), [clean]
@@ -148,7 +150,7 @@ def _measure_corruption(
     for severity in recipe.severities:
         images = corrupted(sample, severity)
         found = {action: accuracy(images, action) for action in chosen}
-        for action, reached in zip(actions, np.minimum(0, on_clean - on_clean[0]), strict=True):
+        for action, reached in zip(actions, on_clean - on_clean[0], strict=True):
             if action not in found:
                 other, alpha = action
                 found[action] = found[-1, 0.0] + min(reached, alpha * min(0, scores[other] - before))

@@ -5,6 +5,8 @@ import torch
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.tasks.base import TaskSpec
+from rws.oracle.belief import CLEAN, certain
+from rws.oracle.policy import ExpectedGainPolicy
 from rws.training.data.images import Images
 from rws.training.evaluation.evaluator import outputs_of, percent_right
 from rws.training.evaluation.gain import CalibrationRecipe, measure_gain
@@ -28,6 +30,28 @@ def test_accuracy_is_the_share_that_is_right_and_its_soft_score_the_mean_probabi
     assert percent_right(Fixed(logits), pixels, labels) == pytest.approx(200 / 3)
     scores = make_objective(TaskSpec("classify"), "ab", (4, 4)).scores([logits], [np.eye(2)[labels]])
     np.testing.assert_allclose(scores, [0.9, 0.4, 0.8])
+
+
+class Lucky:
+    """A model that every patch makes better by its strength, on clear images too."""
+
+    def __init__(self) -> None:
+        self.mix = {}
+
+    def apply(self, mix: dict[str, float]) -> None:
+        self.mix = mix
+
+    def reset(self) -> None:
+        self.mix = {}
+
+
+def test_what_seems_to_gain_on_clear_images_is_not_counted():
+    recipe = CalibrationRecipe(severities=(5,), alphas=(0.5, 1.0), neighbours=0, neighbour_alphas=())
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    table = measure_gain(Lucky(), ("fog",), pixels, recipe, lambda model, _: 50 + 10 * sum(model.mix.values()))
+    assert (table.accuracy[0] == 50).all()
+    assert ExpectedGainPolicy(table).choose(certain(table.corruptions, LEVELS, CLEAN)) == {}
+    assert ExpectedGainPolicy(table).choose(certain(table.corruptions, LEVELS, "fog")) == {"fog": 1.0}
 
 
 @pytest.mark.slow
