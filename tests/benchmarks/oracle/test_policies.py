@@ -141,7 +141,7 @@ def test_every_policy_has_a_row_and_the_sums_hold(result):
         (name, "") for name in ("std", "perfect", "best", "shipped")
     }
     perfect, std = rows["perfect", ""], rows["std", ""]
-    assert perfect["ra"] > std["ra"] + 5
+    assert perfect["ra"] > std["ra"] + 1
     assert perfect["regret"] == std["patched"] == std["patched_clean"] == perfect["patched_clean"] == 0
     for row in result["rows"]:
         assert row["regret"] == pytest.approx(perfect["ra"] - row["ra"], abs=0.011)
