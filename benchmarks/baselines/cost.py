@@ -3,7 +3,7 @@
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
@@ -96,10 +96,18 @@ def measure_memory(engine: str, name: str, bundle: Bundle, work: Path, batch: in
 
 
 def measure_cost(
-    bundle: Bundle, work: Path, sample: Sample, batches: Sequence[int] = (1, 64), repeats: int = 3, rounds: int = 7
+    bundle: Bundle,
+    work: Path,
+    sample: Sample,
+    batches: Sequence[int] = (1, 64),
+    baselines: Collection[str] = tuple(BASELINES),
+    *,
+    repeats: int = 3,
+    rounds: int = 7,
 ) -> Record:
-    """Measure time and memory of every method per frame, one thread; ratios are to `std` on the same engine.
+    """Measure time and memory of our methods and some baselines per frame, one thread.
 
+    Ratios are to `std` on the same engine.
     Ours go frame by frame at any batch, so they have batch 1 only. Raises InputError if a model is not trained yet, or
     the sample has fewer frames than the largest batch.
     """
@@ -108,7 +116,8 @@ def measure_cost(
     with _one_thread():
         for batch in batches:
             for engine, names in ENGINES.items():
-                here = [name for name in names if batch == 1 or name not in DEVICE]
+                left_out = {*BASELINES} - {*baselines} | ({*DEVICE} if batch > 1 else set())
+                here = [name for name in names if name not in left_out]
                 make = {name: partial(make_method, engine, name, models) for name in here}
                 times = time_methods(make, sample, batch, repeats=repeats, rounds=rounds) if here[1:] else {}
                 for name, timing in times.items():

@@ -3,7 +3,7 @@
 `all_models` bounds nothing from above: each of its 20 models was trained as the bundle's recipe says, the default one
 for two epochs. `std_unfolded` is `std` with BatchNorm as separate layers, which the methods that adapt it need."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -69,7 +69,11 @@ def make_baseline(name: str, models: BaselineModels) -> Baseline:
     return known[name](models)
 
 
-def make_baselines(bundle: Bundle, work: Path) -> list[Baseline]:
-    """Make the baselines from the models in `work`; raise InputError if one is not trained yet."""
+def make_baselines(bundle: Bundle, work: Path, only: Sequence[str] = ()) -> list[Baseline]:
+    """Make the baselines, or `only` some, from the models in `work`.
+
+    Raises UsageError if one is unknown, InputError if one is not trained yet.
+    """
+    check_known("baseline", only, BASELINES)
     models = BaselineModels(bundle, None, work)
-    return [make_baseline(name, models) for name in BASELINES]
+    return [make_baseline(name, models) for name in BASELINES if not only or name in only]

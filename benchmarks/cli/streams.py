@@ -29,6 +29,9 @@ def streams(
     baselines: Annotated[
         Path | None, typer.Option(help="Also the baselines; the --work folder of `rws bench baselines`.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this one of the baselines, such as augmented; repeatable.")
+    ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Batch size of the baselines; repeatable. Default: 1 and 64.")
     ] = None,
@@ -51,7 +54,7 @@ def streams(
         rws bench streams --data ~/data/cifar10 --protocol continual --protocol mixed --frames 200
         rws bench streams --data ~/data/cifar10 --baselines runs/baselines --json streams.json --csv streams.csv
     """
-    for option, given in (("--batch", batch), ("--remeasure", remeasure)):
+    for option, given in (("--only", only), ("--batch", batch), ("--remeasure", remeasure)):
         if given and baselines is None:
             raise UsageError(f"{option} is for the baselines; give --baselines as well")
     with require("bench"):
@@ -63,6 +66,7 @@ def streams(
         severity="all" if severity.value == "all" else float(severity.value),
         seed=seed,
         baselines=baselines,
+        only=only or (),
         batches=batch or (1, 64),
         parts=None if report in (None, STDOUT) else report.with_name(report.name + ".parts"),
         resume=resume,

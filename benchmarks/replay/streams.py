@@ -57,6 +57,7 @@ class StreamOptions:
         protocols: InputError if one is unknown.
         frames, severity, seed: see `make_stream`.
         baselines: folder of the baselines' models; None for our methods alone.
+        only: some of them by name, see `BASELINES`; none: all.
         batches: batch sizes of the baselines; InputError if one is below 1.
         parts: folder for the answers of each (protocol, method, batch), and for time and memory; None to keep none.
         resume: use the files of this very run in `parts`; time and memory also need the same machine and versions.
@@ -69,6 +70,7 @@ class StreamOptions:
     severity: Severity = 5.0
     seed: int = 0
     baselines: Path | None = None
+    only: Sequence[str] = ()
     batches: Sequence[int] = (1, 64)
     parts: Path | None = None
     resume: bool = True
@@ -94,7 +96,7 @@ def replay_streams(bundle: Bundle, source: str, options: StreamOptions) -> Recor
     # In the order of `PROTOCOLS`, each once.
     chosen = [name for name in PROTOCOLS if name in options.protocols]
     streams = {name: _stream(bundle, labels, name, options.frames, options) for name in chosen}
-    baselines = [] if options.baselines is None else make_baselines(bundle, options.baselines)
+    baselines = [] if options.baselines is None else make_baselines(bundle, options.baselines, options.only)
     runner = _Runner(bundle, images, options)
     outcomes = runner.ours(our_methods(bundle, options.threads), streams)
     found = [(stream, method, 1, outcome) for (stream, method), outcome in outcomes.items()]
@@ -281,11 +283,12 @@ class _Runner:
             "versions": where["versions"],
         }
         store = replace(self._store, resume=options.resume and not options.remeasure)
+        names = [baseline.name for baseline in baselines]
         threads, rows = 1, list[Record]()
         for batch in dict.fromkeys(options.batches):
             entry: Entry[Record] = store.entry(f"cost-{batch}.json", [run, batch], JSON)
             state = "measured" if entry.load() is None else "from before"
-            cost = entry.get(partial(measure_cost, self._bundle, work, sample, (batch,)))
+            cost = entry.get(partial(measure_cost, self._bundle, work, sample, (batch,), names))
             threads, rows = cost["threads"], rows + cost["rows"]
             self._say(f"time and memory, batch {batch}: {state}")
         return {"threads": threads, "rows": rows}

@@ -84,11 +84,12 @@ class FakeBaseline:
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(bundle, image_folder, tmp_path, monkeypatch):
     baselines = [FakeBaseline("fake baseline", 1), FakeBaseline("other", 2)]
-    monkeypatch.setattr("rws.benchmarks.replay.streams.make_baselines", lambda bundle, work: baselines)
+    monkeypatch.setattr("rws.benchmarks.replay.streams.make_baselines", lambda bundle, work, only: baselines)
     measured: list[int] = []
 
-    def measure_cost(bundle, work, sample, batches):
+    def measure_cost(bundle, work, sample, batches, names):
         measured.extend(batches)
+        assert names == ["fake baseline", "other"]
         return {"threads": 1, "rows": [{"batch": batch, "frames": len(sample.x)} for batch in batches]}
 
     monkeypatch.setattr("rws.benchmarks.replay.streams.measure_cost", measure_cost)
