@@ -1,7 +1,6 @@
 """Corrupt images with the original generators of CIFAR-10-C, in the layout of that data set.
 
-They need packages of their time, in an environment of their own (see docs/guides/replay.md), so nothing of ours is
-imported:
+They need packages of their time, in a separate environment (see docs/guides/replay.md), so nothing of ours is imported:
 
     python benchmarks/corruptions/originals.py robustness/ImageNet-C/create_c small-c
 
@@ -42,7 +41,7 @@ def load_generators(folder: Path) -> dict[str, Any]:
 
 
 def corrupt(generator: Any, clean: Any, name: str, seed: int) -> Any:
-    """Return uint8 (5 N, H, W, 3): clean images uint8 (N, H, W, 3) at severities 1 to 5, each with draws of its own."""
+    """Return uint8 (5 N, H, W, 3): clean images uint8 (N, H, W, 3) at severities 1 to 5, each with its own draws."""
     made = []
     for severity in range(1, 6):
         for index, image in enumerate(clean):
