@@ -1,8 +1,8 @@
 """The gain table: accuracy of each action in each state, measured on validation images.
 
 Measured are a few severities, the own signature and its nearest neighbours (by a coarse pass at the strongest
-severity). Other cells hold what is safe to assume: no gain, and any loss in the coarse pass or on clean images. No action
-gains on clean images: what seems to is chance, and would patch a clear frame.
+severity). Other cells hold what is safe to assume: no gain, and any loss in the coarse pass or on clean images.
+No action gains on clean images: what seems to is chance, and would patch a clear frame.
 """
 
 from collections.abc import Callable, Sequence
