@@ -110,7 +110,7 @@ def test_adopt_model(tmp_path, clear):
     for number, image in enumerate(clear[0][:20]):
         cv2.imwrite(str(tmp_path / f"{number}.png"), image[:, :, ::-1])
     path = EXAMPLES.parent / "edge/bundle/cifar10/model.onnx"
-    done = run("adopt_model.py", path, tmp_path, "--out", "mine", "--steps", 1, folder=tmp_path)
+    done = run("adopt_model.py", path, tmp_path, "--out", "mine", "--steps", 3, folder=tmp_path)
     assert done.stdout.splitlines()[-1].startswith("wrote mine: gaussian_noise, ")
     assert (tmp_path / "mine" / "bundle.json").is_file()
 

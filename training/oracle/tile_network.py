@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.contents import CIFAR10_BUNDLE
 from rws.edge.bundle.manifest import ORACLE
+from rws.edge.onnx.graph import read_model
 from rws.training.oracle.network import SHARPNESS
 
 FILTERS, WIDTHS = 16, (32, 64, 96)  # as in the oracle of small images
@@ -124,11 +125,11 @@ class TileNetwork(nn.Module):
 
 def _arrays(network: bytes) -> Mapping[str, Tensor]:
     """Return the weights of an exported oracle by their names in torch."""
-    tensors = onnx.load_model_from_string(network).graph.initializer
+    tensors = read_model(network).graph.initializer
     arrays: dict[str, NDArray[np.generic]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     kept = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
     return {
-        name.removesuffix(".half").removeprefix("network."): torch.from_numpy(array.astype(np.float32))
+        name.removeprefix("network."): torch.from_numpy(array.astype(np.float32))
         for name, array in kept.items()
     }
 
