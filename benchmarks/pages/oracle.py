@@ -7,6 +7,7 @@ from typing import Any
 from rws.benchmarks.common.tables import Column, Record, columns, label, spoken
 from rws.benchmarks.pages.results import find, interval, lookup, table
 from rws.benchmarks.streams.clips import COLUMNS
+from rws.benchmarks.streams.protocols import PROTOCOLS
 
 RULES = {"std": "no patch", "perfect": "perfect oracle", "best": "perfect oracle, best of the gain table"}
 POLICIES = {"hard": "most probable type", "weighted": "weighted composition", "expected": "expected accuracy"}
@@ -54,7 +55,6 @@ CASES = {
     "whole": "oracle, temporal filter and policy",
     "in_turn": "these, where they and the model come one after another",
 }
-PROTOCOLS = ("iid", "mixed", "continual", "gradual", "correlated")
 
 
 def _types() -> Iterator[Record]:
