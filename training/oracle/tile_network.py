@@ -128,10 +128,7 @@ def _arrays(network: bytes) -> Mapping[str, Tensor]:
     tensors = read_model(network).graph.initializer
     arrays: dict[str, NDArray[np.generic]] = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     kept = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-    return {
-        name.removeprefix("network."): torch.from_numpy(array.astype(np.float32))
-        for name, array in kept.items()
-    }
+    return {name.removeprefix("network."): torch.from_numpy(array.astype(np.float32)) for name, array in kept.items()}
 
 
 def with_pooling(network: bytes) -> bytes:
