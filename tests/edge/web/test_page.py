@@ -278,10 +278,12 @@ def test_the_limits_of_the_patch_are_set_by_hand(run, token):
         await tab.wait_for("document.querySelector('#no-mix').textContent === 'none: left clean by hand'")
         await tab.evaluate("document.querySelector('#leave-clean').click()")
         await tab.evaluate("document.querySelector('#min-severity').focus()")
-        for _ in range(4):
+        await asyncio.to_thread(wait_until, lambda: monitor.limits == PatchLimits(False, 1.5))
+        for least in (2.0, 2.5, 3.0, 3.5):
+            await tab.wait_for(f"document.querySelector('#least').value === '{least - 0.5}'")
             for kind in ("keyDown", "keyUp"):
                 await tab.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", windowsVirtualKeyCode=39)
-        await asyncio.to_thread(wait_until, lambda: monitor.limits == PatchLimits(False, 3.5))
+            await asyncio.to_thread(wait_until, lambda least=least: monitor.limits == PatchLimits(False, least))
         await tab.wait_for("document.querySelector('#no-mix').textContent === 'none: severity below 3.5'")
         monitor.limits = PatchLimits()  # by another viewer
         await tab.wait_for("document.querySelector('#least').value === '0.0'")
