@@ -4,10 +4,11 @@ They need packages of their time, in a separate environment (see docs/guides/rep
 
     python benchmarks/corruptions/originals.py robustness/ImageNet-C/create_c small-c
 
-Of a folder with `clean.npy` (uint8 (N, 32, 32, 3), RGB) and `labels.npy` (N or 5 N) it writes one file of each
-corruption, uint8 (5 N, 32, 32, 3), severities 1 to 5 one after another, and `labels.npy` for all of them.
+The folder holds `clean.npy` (uint8 (N, 32, 32, 3), RGB) and `labels.npy` (N or 5 N integers). One file per corruption
+is written into it, uint8 (5 N, 32, 32, 3), severities 1 to 5 one after another, and `labels.npy` for all of them.
 """
 
+import argparse
 import os
 import sys
 import zlib
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-GENERATOR = "make_cifar_c.py"
+GENERATOR, END = "make_cifar_c.py", "# /////////////// End Distortions ///////////////"
 _CHANGED = {
     "multichannel=True": "channel_axis=-1",  # its name since scikit-image 0.19
     "mode='s&p', amount=c": "mode='s&p', amount=c, seed=np.random.randint(2**31)",  # else no seed reaches it
@@ -27,12 +28,15 @@ _CHANGED = {
 def load_generators(folder: Path) -> dict[str, Any]:
     """Return the original functions by corruption, each (PIL image, severity 1…5) → image 0…255.
 
-    The file is run, without the part that reads CIFAR-10 and writes the data set.
+    Runs the file without the part that reads CIFAR-10 and writes the data set. Exits with a line if it is another file.
     """
-    text = (folder / GENERATOR).read_text()
+    path = folder / GENERATOR
+    text = path.read_text() if path.is_file() else ""
+    if END not in text:
+        sys.exit(f"{path}: not the generator of github hendrycks/robustness; give its folder ImageNet-C/create_c")
     for old, new in _CHANGED.items():
         text = text.replace(old, new)
-    functions, rest = text.split("# /////////////// End Distortions ///////////////")
+    functions, rest = text.split(END)
     lines = [line for line in functions.splitlines() if not line.startswith(("import torch", "from torch"))]
     names: dict[str, Any] = {}
     exec(compile("\n".join(lines), GENERATOR, "exec"), names)
@@ -66,4 +70,7 @@ def main(generators: Path, folder: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("generators", type=Path, help="ImageNet-C/create_c of a clone of hendrycks/robustness")
+    parser.add_argument("folder", type=Path, help="with clean.npy and labels.npy")
+    main(**vars(parser.parse_args()))

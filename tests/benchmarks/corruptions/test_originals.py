@@ -47,6 +47,14 @@ def test_the_functions_of_the_file_make_a_data_set_that_is_replayed(folder, clea
     np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.tile(clear[1][:3], 5))
 
 
+@pytest.mark.parametrize("text", [None, "print('another file')"])
+def test_another_file_is_refused_in_one_line(text, tmp_path):
+    if text is not None:
+        (tmp_path / originals.GENERATOR).write_text(text)
+    with pytest.raises(SystemExit, match=r"make_cifar_c\.py: not the generator of [^\n]*$"):
+        originals.load_generators(tmp_path)
+
+
 def test_a_file_that_is_there_is_kept_and_a_seed_gives_the_same_draws(folder, clear, tmp_path, monkeypatch):
     before = np.load(folder / "impulse_noise.npy")
     assert (before[:3] != before[3:6]).any()

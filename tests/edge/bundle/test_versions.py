@@ -30,6 +30,12 @@ def as_first(document):
     document["input"] = {key: document["input"][key] for key in ("height", "width", "colour")}
 
 
+def test_the_bundle_that_ships_takes_images_as_it_always_did():
+    manifest = Bundle.load("cifar10").manifest
+    assert manifest.input == InputSpec(32, 32, "RGB", "NCHW", "float32", 1, "crop")
+    assert manifest.task == TaskSpec("classify")
+
+
 @pytest.fixture
 def first(bundle_path):
     edit_manifest(bundle_path, as_first)
