@@ -32,7 +32,7 @@ def reproduce(
     names: Annotated[
         list[str] | None, typer.Argument(help="table1 to table5, fig2 to fig9, init, tuned, smaller, or all.")
     ] = None,
-    scale: Annotated[str, typer.Option(help="small (two CPU cores) or full (a GPU).")] = "small",
+    scale: Annotated[str, typer.Option(help="small or short (two CPU cores) or full (a GPU).")] = "small",
     column: Annotated[
         list[str] | None, typer.Option(help="Only this column, such as cifar10-vgg16; repeatable.")
     ] = None,

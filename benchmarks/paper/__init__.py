@@ -1,1 +1,1 @@
-"""The paper's tables and figures: from data to tables and figures, at two scales."""
+"""The paper's tables and figures: from data to tables and figures, at three scales."""

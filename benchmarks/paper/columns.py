@@ -1,4 +1,7 @@
-"""The columns of the tables: data set, model and recipes; `full` is the paper's scale, `small` is for two CPU cores."""
+"""The columns of the tables: data set, model and recipes.
+
+Scales: `full` is the paper's, `short` has its networks and images in a short schedule, `small` smaller networks, too.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from rws.training.evaluation.frames import shuffled
 from rws.training.jobs.progress import Progress
 from rws.training.oracle.calibration import OracleScores
 
-SCALES = ("small", "full")
+SCALES = ("small", "short", "full")
 METHODS = ("residual", "tuned-labels", "tuned-output", "tuned-shallow")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -35,7 +38,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the paper's tables: images of `size` pixels; its init is trained from that of `ancestor`, if any."""
+    """A column of the paper's tables: images of `size` pixels.
+
+    Its init is trained from that of `ancestor`, if there is one at the scale.
+    """
 
     name: str
     dataset: str
@@ -44,7 +50,14 @@ class Column:
 
     def recipe(self, place: Place) -> Recipe:
         """Load the recipe of its trainings; raise FormatError or InputError if the file is missing or wrong."""
-        return load_recipe(place.recipes / place.scale / f"{self.name}.toml")
+        return load_recipe(self._path(place.recipes, place.scale))
+
+    def has_recipe(self, scale: str, recipes: Path = RECIPES) -> bool:
+        """Return whether it is trained at a scale."""
+        return self._path(recipes, scale).is_file()
+
+    def _path(self, recipes: Path, scale: str) -> Path:
+        return recipes / scale / f"{self.name}.toml"
 
 
 _COLUMNS = (
@@ -56,8 +69,8 @@ _COLUMNS = (
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
 
-# At the small scale the oracle of the bundle `cifar10` serves these columns: it reads no labels.
-_ORACLE_OF_THE_DEFAULT = {("small", "cifar10-vgg16"), ("small", "cifar100-vgg16")}
+# At these scales the oracle of the bundle `cifar10` serves all columns of 32 pixels: it reads no labels.
+_ORACLE_OF_THE_DEFAULT = ("small", "short")
 _ORACLE_OF_ANOTHER = {"tiny-imagenet-resnet50": "tiny-imagenet-vgg16"}
 
 
@@ -94,16 +107,18 @@ class ColumnBuild(Build):
         self.column, self.place = column, place
 
         def related(name: str) -> ColumnBuild | None:
-            return ColumnBuild(COLUMNS[name], place, progress) if name else None
+            known = name and COLUMNS[name].has_recipe(place.scale, place.recipes)
+            return ColumnBuild(COLUMNS[name], place, progress) if known else None
 
         recipe, data, work = column.recipe(place), place.data[column.dataset], place.work / place.scale / column.name
         ancestor, size = related(column.ancestor), column.size
         super().__init__(recipe, data, work, size=size, device=place.device, ancestor=ancestor, progress=progress)
         self._oracle_of = related(_ORACLE_OF_ANOTHER.get(column.name, ""))
+        self._default_oracle = place.scale in _ORACLE_OF_THE_DEFAULT and column.size == 32
 
     def oracle(self) -> tuple[bytes, OracleScores]:
         """Return the oracle as ONNX bytes, and its scores on validation images."""
-        if (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT:
+        if self._default_oracle:
             bundle = Bundle.load(CIFAR10_BUNDLE)
             return bundle.read(ORACLE), bundle.manifest.measured["oracle"]
         if self._oracle_of is None:
@@ -112,7 +127,7 @@ class ColumnBuild(Build):
 
     def plan(self, kinds: Collection[str]) -> None:
         """Plan as `Build.plan`; the oracle of another is planned by that one."""
-        shared = self._oracle_of is not None or (self.place.scale, self.column.name) in _ORACLE_OF_THE_DEFAULT
+        shared = self._default_oracle or self._oracle_of is not None
         super().plan([kind for kind in kinds if kind != "oracle" or not shared])
 
     def test(self, limit: int) -> Images:

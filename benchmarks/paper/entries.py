@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rws.benchmarks.paper import figures, tables
-from rws.benchmarks.paper.columns import SCALES
 from rws.benchmarks.paper.inits import compare_inits
 from rws.benchmarks.paper.measure import Result
 
@@ -30,7 +29,6 @@ class Entry:
     measure: Callable[..., Result]  # takes a column's measure, or a `joint` entry those of all columns
     draw: Callable[[Mapping[str, Any]], Figure] | None = None  # takes what was measured; None for a table
     joint: bool = False  # one result from all columns together
-    scales: tuple[str, ...] = SCALES
     only_drawn: tuple[str, ...] = ()  # keys of the result that only the figure needs; not in its JSON
 
     def results(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -40,7 +38,7 @@ class Entry:
 
 ENTRIES: dict[str, Entry] = {
     "table1": Entry("TA, RA and storage", TABLE_COLUMNS, EVERYTHING, tables.table1),
-    "table2": Entry("ImageNet", ("imagenet-resnet50",), EVERYTHING, tables.table1, scales=("full",)),
+    "table2": Entry("ImageNet", ("imagenet-resnet50",), EVERYTHING, tables.table1),
     "table3": Entry("transfer between data sets", VGG_COLUMNS, (*PAPER, *TUNED), tables.table3, joint=True),
     "table4": Entry("the 19 corruptions one by one", TABLE_COLUMNS, EVERYTHING, tables.table4),
     "table5": Entry("whole models at few bits, signatures at few bits", TABLE_COLUMNS, EVERYTHING, tables.table5),

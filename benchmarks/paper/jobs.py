@@ -17,7 +17,12 @@ from rws.training.jobs.progress import Progress
 from rws.training.jobs.store import JSON, Store
 
 # Numbers of test and validation images by scale and image size: as many as the scale has time for.
-_LIMITS = {("small", 32): (1000, 200), ("small", 64): (500, 120), ("full", 224): (1000, 300)}
+_LIMITS = {
+    ("small", 32): (1000, 200),
+    ("small", 64): (500, 120),
+    ("short", 32): (2000, 200),
+    ("full", 224): (1000, 300),
+}
 _FULL = (10_000, 2000)
 
 

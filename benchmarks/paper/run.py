@@ -31,7 +31,8 @@ def tasks(names: Collection[str] = (), columns: Collection[str] = (), scales: Se
     for name in names or ENTRIES:
         for column, sources in ENTRIES[name].results():
             for scale in scales:
-                if scale in ENTRIES[name].scales and (not columns or set(sources) <= set(columns)):
+                wanted = not columns or set(sources) <= set(columns)
+                if wanted and all(COLUMNS[source].has_recipe(scale) for source in sources):
                     yield Task(name, column, sources, scale)
 
 

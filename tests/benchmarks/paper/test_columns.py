@@ -1,17 +1,22 @@
 import pytest
 
 from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place, parse_data
-from rws.benchmarks.paper.entries import ENTRIES
 from rws.errors import InputError
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
 
 
-@pytest.mark.parametrize("column", COLUMNS.values(), ids=lambda column: column.name)
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_column_has_a_recipe_at_every_scale_of_its_entries(column, scale, tmp_path):
-    wanted = any(scale in entry.scales for entry in ENTRIES.values() if column.name in entry.columns)
-    if not wanted:
-        pytest.skip("no entry wants it")
+RECIPES = [(column, scale) for scale in SCALES for column in COLUMNS.values() if column.has_recipe(scale)]
+
+
+def test_every_column_has_a_full_recipe_and_all_but_imagenet_a_small_one():
+    found = {scale: {column.name for column, its in RECIPES if its == scale} for scale in SCALES}
+    assert found["full"] == COLUMNS.keys()
+    assert found["small"] == COLUMNS.keys() - {"imagenet-resnet50"}
+    assert found["short"] == {"cifar10-vgg16"}
+
+
+@pytest.mark.parametrize(("column", "scale"), RECIPES, ids=lambda value: getattr(value, "name", value))
+def test_a_recipe_is_of_its_column(column, scale, tmp_path):
     recipe = column.recipe(Place({}, tmp_path, scale))
     assert recipe.name == column.name
     assert recipe.data.source == column.dataset
