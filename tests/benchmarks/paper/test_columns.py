@@ -4,7 +4,6 @@ from rws.benchmarks.paper.columns import COLUMNS, SCALES, ColumnBuild, Place, pa
 from rws.errors import InputError
 from rws.training.models.architectures import build_model, fold_batchnorm, shallow_tensors
 
-
 RECIPES = [(column, scale) for scale in SCALES for column in COLUMNS.values() if column.has_recipe(scale)]
 
 
