@@ -111,12 +111,13 @@ def _alpha(axis: Axes, results: Sequence[Result], colours: Mapping[str, str]) ->
 
 
 def _accuracy(axis: Axes, right: Mapping[str, NDArray[np.bool_]], window: int) -> None:
-    kernel = np.ones(window)
+    kernel, lowest = np.ones(window), 100.0
     for arm, (label, colour, width, line) in ARM_STYLES.items():
         flags = right[arm].astype(float)
         running = 100 * np.convolve(flags, kernel, "same") / np.convolve(np.ones_like(flags), kernel, "same")
-        centres = np.arange(len(flags)) + 0.5
+        centres, lowest = np.arange(len(flags)) + 0.5, min(lowest, running.min())
         axis.plot(centres, running, label=f"{label}: {100 * flags.mean():.1f} %", color=colour, lw=width, ls=line)
     axis.grid(axis="y", color=GRID, lw=0.6)
     axis.legend(loc="lower left", ncols=3, frameon=False, fontsize=9, handlelength=3)
     _caption(axis, f"Running accuracy over {window} frames (legend: over all frames)", 104, "% correct")
+    axis.set_ylim(bottom=max(0, 10 * (lowest // 10) - 10))

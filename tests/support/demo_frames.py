@@ -20,7 +20,7 @@ from rws.training.corruptions import CORRUPTIONS, corrupt, seeds_for
 from rws.training.data.images import load_images
 from rws.training.jobs.seeds import derive_seed
 
-CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 6, 4
+CLEAR_START, CLEAR_GAP, RISE, HOLD, FALL = 24, 6, 5, 40, 4
 
 
 def scenario(seed: int) -> list[dict[str, float]]:
