@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.live.base import PatchableModel
-from rws.edge.preprocess import InputSpec, View, preprocess
+from rws.edge.preprocess import InputSpec, Placement, View, preprocess
 from rws.edge.tasks.annotate import annotate
 from rws.edge.tasks.base import Task
 from rws.edge.tasks.classify import Classification
@@ -53,6 +53,7 @@ class Result:
     on_original: Any = None  # its output for the frame before it was corrupted on purpose, if it was
     media_time: float | None = None  # of the frame, seconds of its source's own time line; None: it has none
     seen: tuple[int, int, int, int] | None = None  # by the model, of the frame: see `Placement.seen`
+    camera: str = ""  # its name, if a run has several
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", shown(self.name))
@@ -121,6 +122,7 @@ class Result:
         pairs = zip(belief.names, belief.probability.tolist(), strict=True)
         return {
             "schema": "run-result/1",
+            "camera": self.camera or None,
             "index": self.index,
             "name": self.name,
             "captured_at": utc(self.captured_time),
@@ -149,11 +151,25 @@ class Result:
         return {"label": text, "confidence": None if confidence is None else round(confidence, 4)}
 
 
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What was decided about a frame before the model sees it: see `Pipeline.decide`."""
+
+    frame: Frame
+    x: NDArray[Any]  # the model's input
+    placement: Placement
+    belief: Belief
+    mix: Mix
+    observed: bool
+    times_ms: tuple[float, ...]  # of the stages so far
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A patchable model and the oracle that steers it: from a frame to a result.
 
-    Model, filter and policy remember the frames before, so a pipeline serves one stream and one thread at a time.
+    Model, filter and policy remember the frames before, so a pipeline serves one stream and one thread at a time;
+    `sharing` makes one for another stream of the same thread.
     """
 
     model: PatchableModel
@@ -182,6 +198,15 @@ class Pipeline:
         bundle.release()
         return cls(model, oracle, policy, smoothing, bundle.task(), manifest.input, manifest.name, limit, manifest.view)
 
+    def sharing(self, bundle: Bundle, independent: bool = False) -> "Pipeline":
+        """Return a pipeline of the same model and oracle for one more stream, with a filter and a policy of its bundle.
+
+        `independent` as in `from_bundle`. The model has the weights of whatever frame came last, so two of these
+        pipelines take turns frame by frame, and never run at once.
+        """
+        smoothing = None if independent else bundle.filter()
+        return replace(self, policy=bundle.policy(independent=independent), filter=smoothing)
+
     def step(
         self,
         frame: Frame,
@@ -192,7 +217,20 @@ class Pipeline:
         clock: Clock = time.monotonic,
         wall_clock: WallClock = time.time,
     ) -> Result:
-        """Patch the model for a frame and let it predict; a `FrameError` if no part of that went well: call `reset`.
+        """Patch the model for a frame and let it predict: `decide`, then `answer`, which say what is not said here."""
+        decision = self.decide(frame, held, limits=limits, read_ms=read_ms, clock=clock)
+        return self.answer(decision, clock=clock, wall_clock=wall_clock)
+
+    def decide(
+        self,
+        frame: Frame,
+        held: Result | None = None,
+        *,
+        limits: PatchLimits = NO_LIMITS,
+        read_ms: float = 0.0,
+        clock: Clock = time.monotonic,
+    ) -> Decision:
+        """Ask oracle and policy about a frame; a `FrameError` if no part of that went well: call `reset`.
 
         Args:
             frame: uint8 (H, W, 3), RGB, any size, with a finite time; otherwise an `InputError`.
@@ -200,7 +238,6 @@ class Pipeline:
             limits: when the policy may patch.
             read_ms: what reading the frame took.
             clock: the one that stamps the frames.
-            wall_clock: read once, for the time of day of the capture.
         """
         if not abs(frame.captured_at) < LATEST:  # NaN is not, either
             raise InputError(f"frame {frame.index}: was captured at {frame.captured_at}, expected seconds of the clock")
@@ -212,16 +249,24 @@ class Pipeline:
             belief = self._observe(view, frame.media_time) if held is None else held.belief
             marks.append(clock())
             stage.failure = "bad_mix"
-            mix = self._choose(belief, limits) if held is None else held.mix
+            mix = dict(self._choose(belief, limits) if held is None else held.mix)
             marks.append(clock())
-            changed = self.model.apply(mix)
+        return Decision(frame, x, placement, belief, mix, held is None, (read_ms, *_durations(marks)))
+
+    def answer(self, decision: Decision, *, clock: Clock = time.monotonic, wall_clock: WallClock = time.time) -> Result:
+        """Patch the model as decided and let it predict; a `FrameError` if that did not go well: call `reset`.
+
+        `wall_clock` is read once, for the time of day of the capture.
+        """
+        frame, marks = decision.frame, [clock()]
+        with _Stage("bad_mix") as stage:
+            changed = self.model.apply(decision.mix)
             marks.append(clock())
             stage.failure = "bad_output"
-            outputs = self.model.predict(x)
+            outputs = self.model.predict(decision.x)
             marks.append(clock())
-            output = self.task.read(outputs, placement)
+            output = self.task.read(outputs, decision.placement)
         age = marks[-1] - frame.captured_at
-        durations = (read_ms, *((after - before) * 1e3 for before, after in pairwise(marks)))
         return Result(
             index=frame.index,
             name=frame.name,
@@ -229,15 +274,15 @@ class Pipeline:
             captured_time=wall_clock() - age,
             age_ms=age * 1e3,
             output=output,
-            belief=belief,
-            mix=dict(mix),
+            belief=decision.belief,
+            mix=decision.mix,
             changed=changed,
-            times_ms=dict(zip(STAGES, durations, strict=True)),
+            times_ms=dict(zip(STAGES, (*decision.times_ms, *_durations(marks)), strict=True)),
             task=self.task,
             frame_ref=weakref.ref(frame),
-            observed=held is None,
+            observed=decision.observed,
             media_time=frame.media_time,
-            seen=placement.seen,
+            seen=decision.placement.seen,
         )
 
     def compare(self, frame: Frame, result: Result) -> Result:
@@ -292,6 +337,10 @@ class Pipeline:
     def _predict(self, image: NDArray[np.uint8]) -> Any:
         x, placement = preprocess(image, self.input)
         return self.task.read(self.model.predict(x), placement)
+
+
+def _durations(marks: Sequence[float]) -> list[float]:
+    return [(after - before) * 1e3 for before, after in pairwise(marks)]
 
 
 class _Stage:

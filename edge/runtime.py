@@ -7,8 +7,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.common.closing import Closing
-from rws.edge.pipeline import Pipeline, Result
+from rws.edge.pipeline import Decision, Pipeline, Result
 from rws.edge.preprocess import Colour, to_rgb
 from rws.edge.sinks.base import Sink
 from rws.edge.sources.base import Source
 from rws.edge.sources.open import open_source
 from rws.errors import FrameError, InputError
 from rws.oracle.policy import NO_LIMITS
-from rws.records import Clock, Frame, WallClock
+from rws.records import Clock, Frame, Mix, WallClock
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Runtime(Closing):
 
     Args:
         oracle_every: the oracle looks at every n-th frame only (n ≥ 1); the mix stays until it looks again.
+        camera: what its results call the camera, if there are several.
         clock: the same clock must stamp the frames, or their age means nothing.
         wall_clock: for the time of day in the results; a jump of it disturbs nothing else.
     """
@@ -46,6 +48,7 @@ class Runtime(Closing):
         pipeline: Pipeline,
         *,
         oracle_every: int = 1,
+        camera: str = "",
         clock: Clock = time.monotonic,
         wall_clock: WallClock = time.time,
     ) -> None:
@@ -56,6 +59,7 @@ class Runtime(Closing):
         self.limits = NO_LIMITS  # when the policy may patch; assign others at any time between two frames
         self.clock, self.wall_clock = clock, wall_clock
         self._pipeline, self._oracle_every, self._count = pipeline, oracle_every, 0
+        self._camera, self._mix = camera, Mix()  # in effect for the last frame
         self._last: Result | None = None
         self._limited = NO_LIMITS  # the limits of the last frame
         self._frame: Frame | None = None
@@ -116,7 +120,7 @@ class Runtime(Closing):
                 for change in changes:
                     frame = change(frame)
                 try:
-                    result = self._process(frame, read_ms)
+                    result = self.answer(self.decide(frame, read_ms))
                 except FrameError as error:
                     yield error
                 else:
@@ -142,7 +146,8 @@ class Runtime(Closing):
         rgb = to_rgb(image, colour)
         if self._count == 0:
             self.pipeline.warm_up()
-        return self._process(Frame(self._count, rgb, self.clock() if captured_at is None else captured_at, name))
+        frame = Frame(self._count, rgb, self.clock() if captured_at is None else captured_at, name)
+        return self.answer(self.decide(frame))
 
     def classify(self, image: NDArray[np.uint8], colour: Colour, name: str = "image") -> Result:
         """Process one image on its own: nothing is kept from before or for later; as `step` otherwise."""
@@ -154,27 +159,39 @@ class Runtime(Closing):
 
     def reset(self) -> None:
         """Give the model its clean weights back and forget the frames before, as at a cut in the stream."""
-        self._last = None
+        self._last, self._mix = None, {}
         self._pipeline.reset()
 
     close = reset
 
-    def _process(self, frame: Frame, read_ms: float = 0.0) -> Result:
+    def decide(self, frame: Frame, read_ms: float = 0.0) -> Decision:
+        """Ask oracle and policy about the next frame of a stream, the first half of `step`; see `Pipeline.decide`."""
         held = self._last if self._count % self._oracle_every and self.limits == self._limited else None
         self._limited = self.limits
         self._count += 1
         self._frame = frame  # so that `Result.plot` finds the newest one
+        with self._counted(frame):
+            return self._pipeline.decide(frame, held, limits=self.limits, read_ms=read_ms, clock=self.clock)
+
+    def answer(self, decision: Decision) -> Result:
+        """Patch the model and let it predict, the second half of `step`; see `Pipeline.answer`."""
+        with self._counted(decision.frame):
+            result = self._pipeline.answer(decision, clock=self.clock, wall_clock=self.wall_clock)
+            # Of several streams that share the model, another one may have changed the weights in between.
+            before, self._mix = self._mix, self._pipeline.model.mix
+            result = replace(result, changed=self._mix != before, camera=self._camera)
+            if self.compare or decision.frame.original is not None:
+                result = self._pipeline.compare(decision.frame, result)
+        self._last = result
+        return result
+
+    @contextmanager
+    def _counted(self, frame: Frame) -> Iterator[None]:
         try:
-            result = self._pipeline.step(
-                frame, held, limits=self.limits, read_ms=read_ms, clock=self.clock, wall_clock=self.wall_clock
-            )
-            if self.compare or frame.original is not None:
-                result = self._pipeline.compare(frame, result)
+            yield
         except FrameError as error:
             self.reset()
             self.rejections[error.reason] += 1
             level = logging.WARNING if self.rejections[error.reason] == 1 else logging.DEBUG  # the others are counted
             log.log(level, "%s, frame %d has no result (%s): %s", frame.name, frame.index, error.reason, error)
             raise
-        self._last = result
-        return result

@@ -70,7 +70,7 @@ def written(tmp_path_factory):
 def _page(bundle: Bundle):
     source = ArraySource(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8), name="camera")
     monitor = Monitor(source, bundle="tiny", strategy="live")
-    with Runtime.from_bundle(bundle) as runtime, PageServer("127.0.0.1:0", monitor) as server:
+    with Runtime.from_bundle(bundle) as runtime, PageServer("127.0.0.1:0", {"": monitor}) as server:
         found = [get(server, path)[2] for path in ("/api/status", "/health")]
         for result in runtime.stream(source):
             monitor.add(result)

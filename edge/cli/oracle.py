@@ -27,8 +27,8 @@ def oracle(
     """
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.bundle.keys import trusted_keys
-    from rws.edge.cli.frames import SizeWarning
-    from rws.edge.cli.results import describe_belief
+    from rws.edge.cli.running.frames import SizeWarning
+    from rws.edge.cli.running.results import describe_belief
     from rws.edge.common.provenance import write_json
     from rws.edge.sources.open import open_images, quiet_opencv
     from rws.errors import RwsError
@@ -96,8 +96,8 @@ def health(
 
     from rws.edge.bundle.bundle import Bundle
     from rws.edge.bundle.keys import trusted_keys
-    from rws.edge.cli.frames import SizeWarning
-    from rws.edge.cli.session import stop_on_signal
+    from rws.edge.cli.running.frames import SizeWarning
+    from rws.edge.cli.running.session import stop_on_signal
     from rws.edge.common.extras import require
     from rws.edge.common.provenance import write_json
     from rws.edge.monitoring.watch import ANY, Watch, problems_meant, write_plot
@@ -116,7 +116,7 @@ def health(
         several = len(source) > 1
         opened = open_images(source, one_camera) if several else open_source(source[0], retries=retries)
         stack.enter_context(opened)
-        stack.enter_context(stop_on_signal(opened))
+        stack.enter_context(stop_on_signal(opened.stop))
         watch, warn = Watch(opened, loaded.filter(), min_severity, lasting, only_bad), SizeWarning(loaded.manifest)
         try:
             for frame in opened.frames():

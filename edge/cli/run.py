@@ -1,14 +1,23 @@
 """`rws run`. What needs time to import is imported when the command runs, not for its help text."""
 
+import logging
 import os
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rws import terminal
 from rws.edge.cli.parameters import BundleOption, JsonOption, KeyOption, ThreadsOption, argument, optional
+from rws.errors import UsageError
+
+if TYPE_CHECKING:
+    from rws.edge.cli.config import Config
+    from rws.edge.cli.running.options import CameraOptions
+
+log = logging.getLogger(__name__)
 
 SOURCES = """\
 `rws run` needs a source:
@@ -42,11 +51,37 @@ class RtspTransport(str, Enum):
     udp = "udp"
 
 
+OF_CAMERAS = (
+    "source",
+    "label",
+    "jsonl",
+    "csv",
+    "save",
+    "independent",
+    "latest",
+    "corrupt",
+    "oracle_every",
+    "min_severity",
+    "leave_clean",
+    "max_fps",
+    "retries",
+    "stall",
+    "rtsp_transport",
+    "poll",
+    "max_pixels",
+    "accept",
+)
+"""Keys of a configuration file that each camera may have for itself."""
+CONFIG = "rws.config"  # where the context of a command line keeps what its file says
+
+
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         from rws.edge.cli.config import read_config
 
-        read_config(run, context, path)
+        config = read_config(run, path, OF_CAMERAS)
+        context.default_map = dict(config.options)
+        context.meta[CONFIG] = config
     return path
 
 
@@ -56,7 +91,8 @@ def run(
         list[str] | None,
         argument(
             help="Camera index or device, video, image, folder, quoted glob, .txt list, .npy array, URL, GStreamer "
-            "pipeline, `-` or a named pipe, or `pattern`, a moving test image. Several are one list of images.",
+            "pipeline, `-` or a named pipe, or `pattern`, a moving test image. Several images are one list; of several "
+            "others, each is a camera.",
             envvar="RWS_SOURCE",
             metavar="SOURCE",
         ),
@@ -67,12 +103,15 @@ def run(
             is_eager=True,
             callback=_read_config,
             help="Read `source` and options from this TOML file under their long names, with underscores "
-            "(`oracle_every = 5`); the command line comes before it.",
+            "(`oracle_every = 5`); the command line comes before it. A table [camera.NAME] is a camera; SIGHUP reads "
+            "the tables again.",
         ),
     ] = None,
     bundle: BundleOption = None,
     key: KeyOption = None,
-    save: Annotated[Path | None, optional(help="Write the annotated frames to this .mp4.")] = None,
+    save: Annotated[
+        Path | None, optional(help="Write the annotated frames to this .mp4; {camera} stands for a camera's name.")
+    ] = None,
     jsonl: Annotated[
         Path | None, optional(callback=terminal.claim_stdout, help="Write one JSON line per frame here; -: stdout.")
     ] = None,
@@ -177,7 +216,10 @@ def run(
         bool,
         typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
     ] = False,
-    limit: Annotated[int | None, optional(min=1, help="Stop after N frames.")] = None,
+    max_fps: Annotated[float | None, optional(min=0.001, help="Process at most so many frames a second.")] = None,
+    limit: Annotated[
+        int | None, optional(min=1, help="Stop after N frames, of each camera if there are several.")
+    ] = None,
     loop: Annotated[
         bool, typer.Option("--loop", help="Start a video, images or an array again at the end, until stopped.")
     ] = False,
@@ -205,45 +247,62 @@ def run(
         rws run "shots/*.png" --stream                # a sequence of images
         rws run clip.mp4 --jsonl - | head -3          # JSON lines on stdout, the rest on stderr
         rws run --config run.toml                     # source = "rtsp://camera/stream", watch = true, ...
+        rws run 0 1 rtsp://host/door --serve 8080     # three cameras, one model
     """
     from rws.edge.bundle.options import ModelOptions
-    from rws.edge.cli.outputs import OutputOptions
-    from rws.edge.cli.session import RunOptions, RunSession
+    from rws.edge.cli.running.options import RunOptions
+    from rws.edge.cli.running.session import RunSession
     from rws.edge.common.resources import raise_descriptor_limit, use_one_heap
-    from rws.edge.sources.capture.decoding.checks import Checks
-    from rws.edge.sources.capture.protocol import NetworkOptions
     from rws.edge.sources.open import quiet_opencv
-    from rws.oracle.policy import PatchLimits
 
     if (origin := context.get_parameter_source("source")) and origin.name == "ENVIRONMENT":
         source = [os.environ["RWS_SOURCE"]]  # one source: a pipeline or path may hold spaces
-    if not source:
+    found = context.meta.get(CONFIG)
+    if source and found and found.cameras:
+        raise UsageError(f"{config}: names cameras, and a source is given as well; give one or the other")
+    if not source and not (found and found.cameras):
         typer.echo(SOURCES, err=True)
         raise typer.Exit(2)
     quiet_opencv()
     raise_descriptor_limit()
     use_one_heap()
-    model = ModelOptions(backend.value, threads, provider, strategy=strategy)
-    outputs = OutputOptions(jsonl, csv, save, serve, token, show, report, timings or terminal.is_verbose())
     asked = RunOptions(
-        tuple(source),
-        bundle,
-        tuple(key or ()),
-        model,
-        outputs,
-        independent,
-        latest,
-        corrupt,
-        oracle_every,
-        retries,
-        stall,
-        NetworkOptions(rtsp_transport.value, poll),
-        Checks(max_pixels, tuple(flaw for flaw in accept.split(",") if flaw)),
-        label,
-        watch,
-        other_classes,
-        limit,
-        loop,
-        PatchLimits(leave_clean, min_severity),
+        cameras=_cameras(context, source or [], found),
+        bundle=bundle,
+        keys=tuple(key or ()),
+        model=ModelOptions(backend.value, threads, provider, strategy=strategy),
+        serve=serve,
+        token=token,
+        show=show,
+        report=report,
+        timings=timings or terminal.is_verbose(),
+        watch=watch,
+        other_classes=other_classes,
+        limit=limit,
+        loop=loop,
+        reread=partial(_cameras_now, context, config) if config and found and found.cameras else None,
     )
     RunSession(asked).run()
+
+
+def _cameras_now(context: typer.Context, path: Path) -> tuple["CameraOptions", ...]:
+    """Read the cameras again, whose other options are those of the run."""
+    from rws.edge.cli.config import read_config
+
+    config = read_config(run, path, OF_CAMERAS)
+    if config.options != context.meta[CONFIG].options:
+        log.warning("%s: only what the tables of cameras say is read again; restart for the other options", path)
+    if not config.cameras:
+        raise UsageError(f"{path}: names no camera any more")
+    return _cameras(context, [], config)
+
+
+def _cameras(context: typer.Context, source: list[str], config: "Config | None") -> tuple["CameraOptions", ...]:
+    """Return the cameras of a command line: the one that all others begin from, or those of its file."""
+    from rws.edge.cli.running.options import camera_options, named_cameras
+    from rws.edge.sources.open import is_stream
+
+    if config is not None and config.cameras:
+        return tuple(camera_options(name, {**context.params, **table}) for name, table in config.cameras.items())
+    one = camera_options("", {**context.params, "source": source})
+    return named_cameras(one) if len(source) > 1 and any(map(is_stream, source)) else (one,)

@@ -60,6 +60,7 @@ class Monitor:
     ) -> None:
         self.source, self.bundle, self.strategy = source, bundle, strategy
         self.classes: Sequence[str] = ()  # that the bundle's model knows
+        self.paused = False  # as a person wants it; the loop of several cameras looks, any thread may assign
         self.limits = NO_LIMITS  # that a person wants; the loop looks before each frame, any thread may assign others
         self.events: Counter[str] = Counter()
         self.sinks: Callable[[], Mapping[str, SinkStatus]] = dict  # the outputs' own counters

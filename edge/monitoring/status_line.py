@@ -1,7 +1,7 @@
 """The status line of a running loop: updated in place on a terminal, repeated every ten seconds in a log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -43,41 +43,42 @@ def status_line(status: RunStatus, timings: bool = False, how_to_end: str = "") 
 
 
 class StatusLine(Closing):
-    """Shows `status_line` in place on a terminal, else every ten seconds, and at once when it begins to wait.
+    """Shows `status_line` of each camera in place on a terminal, else every ten seconds, and once one begins to wait.
 
-    `also` is called with every line.
+    `monitors` are by the name of the camera, "" for the only one; they may change. `also` gets every line.
     """
 
     def __init__(
         self,
-        monitor: Monitor,
+        monitors: Mapping[str, Monitor],
         console: Console,
         also: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
         *,
         timings: bool = False,
     ) -> None:
-        self._monitor, self._console, self._also, self._clock = monitor, console, also, clock
+        self._monitors, self._console, self._also, self._clock = monitors, console, also, clock
         self._timings = timings
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._every = ON_TERMINAL if self._live else IN_LOG
         self._next = clock() + self._every
-        self._waiting = False
+        self._waiting: set[str] = set()
 
     def update(self) -> None:
-        """Show the current line if it is time to, or it begins to wait for the source."""
-        now, waiting = self._clock(), self._monitor.source.state in WAITING
-        begins, self._waiting = waiting and not self._waiting, waiting
+        """Show the current lines if it is time to, or a camera begins to wait for its source."""
+        now = self._clock()
+        waiting = {name for name, monitor in self._monitors.items() if monitor.source.state in WAITING}
+        begins, self._waiting = waiting - self._waiting, waiting
         if now < self._next and not begins:
             return
         self._next = now + self._every
-        status = self._monitor.status()
-        self._also(status_line(status, self._timings))
-        line = status_line(status, self._timings, "; Ctrl-C ends")
+        statuses = [(f"{name}: " if name else "", monitor.status()) for name, monitor in self._monitors.items()]
+        self._also(" | ".join(name + status_line(status, self._timings) for name, status in statuses))
+        lines = [name + status_line(status, self._timings, "; Ctrl-C ends") for name, status in statuses]
         if self._live is None:
-            self._console.print(line)
+            self._console.print("\n".join(lines))
         else:
-            self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+            self._live.update(Text("\n".join(lines), overflow="ellipsis", no_wrap=True), refresh=True)
 
     def __enter__(self) -> "StatusLine":
         if self._live is not None:
@@ -85,6 +86,6 @@ class StatusLine(Closing):
         return self
 
     def close(self) -> None:
-        """Remove the line from the terminal."""
+        """Remove the lines from the terminal."""
         if self._live is not None:
             self._live.stop()

@@ -32,7 +32,7 @@ _CELLS: dict[str, Callable[[Result], object]] = {
     "mix": lambda result: "+".join(f"{name}:{alpha:.2f}" for name, alpha in result.mix.items()),
     "changed": lambda result: "true" if result.changed else "false",
 }
-COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES), "media_time_s")
+COLUMNS = (*_CELLS, *(f"{stage}_ms" for stage in STAGES), "media_time_s", "camera")
 
 
 class CsvSink(LineSink):
@@ -49,7 +49,7 @@ class CsvSink(LineSink):
         """Append the result; the frame's pixels are not kept."""
         line = io.StringIO()
         cells = [cell(result) for cell in _CELLS.values()] + [f"{result.times_ms[stage]:.4f}" for stage in STAGES]
-        cells.append("" if result.media_time is None else f"{result.media_time:.6f}")
+        cells += ["" if result.media_time is None else f"{result.media_time:.6f}", result.camera]
         csv.writer(line, lineterminator="\n").writerow(cells)
         length = self._append(line.getvalue())
         if self._truncatable and self._file.tell() == length:

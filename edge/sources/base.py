@@ -57,6 +57,12 @@ class Source(Closing):
         """Whether the camera is lost for so long that what was seen of it says nothing any more."""
         return self.state != "running" and self.idle_for >= GONE_AFTER
 
+    def take_back(self, dropped: bool) -> None:
+        """Count a frame that came as dropped, since a newer one took its place, or as `buffered`: nobody used it."""
+        self.delivered -= 1
+        self.dropped += dropped
+        self.buffered += not dropped
+
     @abstractmethod
     def frames(self) -> Iterator[Frame | None]:
         """Yield the frames left, None each `TICK` seconds without one; a `SourceError` if lost or all undecodable."""

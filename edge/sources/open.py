@@ -110,6 +110,14 @@ def open_source(
     raise SourceError(f"{name}: {found}; expected a camera index, file, folder, glob or URL")
 
 
+def is_stream(spec: str) -> bool:
+    """Return whether a source is a camera, video, stream or test pattern, and not images."""
+    text = _meant(spec)
+    with suppress(OSError):  # what cannot be opened is named when it is opened
+        return bool(_PATTERN.fullmatch(text)) or _to_capture(text) is not None
+    return False
+
+
 def check_repeatable(specs: Sequence[str]) -> None:
     """Raise a `UsageError` unless all sources are files, which can be read again: no camera, stream or pipe."""
     for text in map(_meant, specs):

@@ -33,6 +33,11 @@ class RepeatedSource(Source):
         self._source.close()
         self._count()
 
+    def take_back(self, dropped: bool) -> None:
+        """Count a frame that came as dropped or buffered; see `Source.take_back`."""
+        self._source.take_back(dropped)
+        self._count()
+
     def frames(self) -> Iterator[Frame | None]:
         """Yield frames as the source does; a `SourceError` if it can no longer be opened or gives no frame."""
         first, start, end = 0, 0.0, 0.0

@@ -18,15 +18,19 @@ from rws.errors import first_line
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
-MAX_WIDTH = 960
+MAX_WIDTH, TILE_WIDTH = 960, 480  # pixels of a frame on a page of its camera, and on that of all
 QUALITY = 80
 CLIP_SECONDS, CLIP_BYTES = 10.0, 16 * 2**20  # of the JPEGs that are kept for a clip, at most
 
 
 class JpegEncoder:
-    """Encodes the newest frame, at most `max_fps` per second; any thread may replace it, one event loop asks for it."""
+    """Encodes the newest frame, at most `max_fps` per second; any thread may replace it, one event loop asks for it.
 
-    def __init__(self, max_fps: float) -> None:
+    `width`: of the image at most, pixels.
+    """
+
+    def __init__(self, max_fps: float, width: int) -> None:
+        self._width = width
         self.newest_result: tuple[Frame, Result] | None = None
         self.status = SinkStatus()
         self._shown, self.clip_bytes = deque[tuple[float, bytes]](), 0
@@ -48,7 +52,7 @@ class JpegEncoder:
                 self.next_at = (self.next_at if now < self.next_at + self._period else now) + self._period
                 self._encoded = shows
                 try:
-                    self._jpeg = await asyncio.to_thread(_encode_drawn, *shows)
+                    self._jpeg = await asyncio.to_thread(_encode_drawn, *shows, self._width)
                     self._keep(self._jpeg)
                     self.status = self.status.after()
                 except Exception as error:  # no memory, no thread: the viewers wait for the next frame
@@ -78,8 +82,8 @@ class JpegEncoder:
             self.clip_bytes -= len(self._shown.popleft()[1])
 
 
-def _encode_drawn(frame: Frame, result: Result) -> bytes:
-    return encode(draw(frame.image, result, MAX_WIDTH))
+def _encode_drawn(frame: Frame, result: Result, width: int) -> bytes:
+    return encode(draw(frame.image, result, width))
 
 
 def encode(image: NDArray[np.uint8]) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rws.edge.bundle.edit import write_bundle
-from rws.edge.cli.results import change_line, image_block, image_line
+from rws.edge.cli.running.results import change_line, image_block, image_line
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.status_line import status_line
 from rws.edge.monitoring.summary import Summary

@@ -268,7 +268,7 @@ def _hostile_peers(drill: Drill) -> None:
     except MissingExtraError as error:
         raise NotHereError(str(error)) from error
     source, answered = PatternSource(64, 64, 30.0), 0
-    with PageServer("127.0.0.1:0", Monitor(source), token=TOKEN) as page, HostilePeers(page.port, TOKEN) as peers:
+    with PageServer("127.0.0.1:0", {"": Monitor(source)}, token=TOKEN) as page, HostilePeers(page.port, TOKEN) as peers:
         owner = Page(page.url, TOKEN)
 
         def attack() -> None:

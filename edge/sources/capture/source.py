@@ -75,6 +75,12 @@ class CapturedSource(Source):
             self._capture.counters.drop_leftovers(self.delivered)
         self._count()
 
+    def take_back(self, dropped: bool) -> None:
+        """Count a frame that came as dropped or buffered; see `Source.take_back`."""
+        self._capture.counters.add("discarded", dropped)
+        self.delivered -= 1
+        self._count()
+
     def frames(self) -> Iterator[Frame | None]:
         """Yield frames, and None while no frame comes; reopen the source if it is lost."""
         while not self.stopped:

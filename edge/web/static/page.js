@@ -124,6 +124,7 @@ function show(next) {
     stages = next.stages.filter((stage) => stage !== "read");
     timeline.setFamilies(next.families);
     $("sign-out").hidden = !next.sign_out;
+    $("all").hidden = !next.camera;
     $("version").textContent = next.version;
     $("class-count").textContent = `${plain.format(next.classes.length)} classes`;
     $("classes").textContent = next.classes.join(", ");

@@ -25,8 +25,8 @@ from rws.cli import app
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
 from rws.edge.bundle.options import ModelOptions
-from rws.edge.cli.results import describe_belief, image_block, image_line
-from rws.edge.cli.session import TimeLeft
+from rws.edge.cli.running.results import describe_belief, image_block, image_line
+from rws.edge.cli.running.session import TimeLeft
 from rws.edge.faults.frames import encode_jpeg, scene
 from rws.edge.faults.servers import MjpegServer
 from rws.edge.live.onnx_model import OnnxModel
@@ -111,14 +111,14 @@ def test_each_image_gets_a_line_and_a_broken_one_is_counted(rws, tmp_path, caplo
 def test_the_filter_can_be_chosen(rws, tmp_path, monkeypatch, option, filtered):
     np.save(tmp_path / "images.npy", noisy(3))
     seen = []
-    original = Pipeline.from_bundle.__func__
+    original = Pipeline.sharing
 
-    def spy(cls, *arguments):
-        pipeline = original(cls, *arguments)
+    def spy(*arguments):
+        pipeline = original(*arguments)
         seen.append(pipeline.filter is not None)
         return pipeline
 
-    monkeypatch.setattr(Pipeline, "from_bundle", classmethod(spy))
+    monkeypatch.setattr(Pipeline, "sharing", spy)
     assert rws("run", tmp_path / "images.npy", *([option] if option else [])).exit_code == 0
     assert seen == [bool(filtered)]
 
@@ -341,7 +341,7 @@ class EventSource(ArraySource):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_frame_and_closes_the_files(rws, tmp_path, monkeypatch, number):
     source = EventSource(lambda: os.kill(os.getpid(), number))
-    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: source)
+    monkeypatch.setattr("rws.edge.cli.running.options.open_source", lambda spec, **options: source)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4", "--json", tmp_path / "s")
     assert result.exit_code == 0, result.output
@@ -370,8 +370,8 @@ def test_a_signal_while_the_bundle_loads_ends_the_run_as_a_later_one(rws, tmp_pa
 
 def test_memory_is_given_back_while_a_run_goes_on(rws, monkeypatch):
     frozen = []
-    monkeypatch.setattr("rws.edge.cli.session.RETURN_MEMORY_EVERY", 0.0)
-    monkeypatch.setattr("rws.edge.cli.session.return_memory", lambda: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr("rws.edge.cli.running.session.RETURN_MEMORY_EVERY", 0.0)
+    monkeypatch.setattr("rws.edge.cli.running.session.return_memory", lambda: frozen.append(gc.get_freeze_count()))
     assert rws("run", "pattern:64x64", "--limit", "4").exit_code == 0
     assert len(frozen) >= 3
     assert min(frozen) > 1000
@@ -383,7 +383,7 @@ def test_a_second_signal_interrupts_at_once(rws, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(twice))
+    monkeypatch.setattr("rws.edge.cli.running.options.open_source", lambda spec, **options: EventSource(twice))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl")
     assert result.exit_code not in (0, 2)
     assert os.listdir(tmp_path) == []
@@ -394,7 +394,7 @@ def lose_camera():
 
 
 def test_what_came_before_a_lost_camera_is_kept(rws, tmp_path, monkeypatch):
-    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(lose_camera))
+    monkeypatch.setattr("rws.edge.cli.running.options.open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", tmp_path / "r.jsonl", "--save", tmp_path / "a.mp4")
     assert result.exit_code == 4
     assert "error: camera 0: lost after 3 frames" in result.stderr
@@ -635,18 +635,6 @@ def test_several_images_are_one_list_in_the_order_given(rws, tmp_path):
     assert names == [str(path) for path in (folder / "2.png", single, folder / "0.png", folder / "1.png")]
 
 
-@pytest.mark.parametrize(
-    "sources", [("0", "1"), ("clip.mp4", "clip.mp4"), ("images", "rtsp://host/cam"), ("pattern", "0")]
-)
-def test_several_cameras_are_planned(rws, video, tmp_path, monkeypatch, sources):
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "images", 1)
-    result = rws("run", *sources)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "several cameras or videos in one run are planned" in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
 def write_config(path, text):
     path.write_text(text)
     return path
@@ -689,7 +677,15 @@ BAD_CONFIGS = {
     "the spelling of the command line": ("oracle-every = 3", "(did you mean oracle_every?)"),
     "nothing like it": ("zzz = 3", "known: source, bundle"),
     "the file itself": ('config = "a.toml"', "key 'config' is unknown"),
-    "several cameras": ("[camera.front]\nsource = 0", "reserved, because several cameras are planned"),
+    "an option of the run in a camera": (
+        "[camera.front]\nsource = 0\nlimit = 3",
+        "limit is an option of the whole run",
+    ),
+    "unknown key of a camera": ("[camera.front]\nsource = 0\nlable = 'a'", "camera 'front': key 'lable' is unknown"),
+    "camera without a source": ("[camera.front]\nlabel = 'a'", "camera 'front': has no source"),
+    "camera without a table": ("[camera]\nfront = 0", "[camera] holds no tables"),
+    "name of a camera": ("[camera.'a/b']\nsource = 0", "a name has 1 to 40 letters, digits, - and _"),
+    "too many cameras": ("".join(f"[camera.c{n}]\nsource = 0\n" for n in range(65)), "has 65 cameras, 64 are allowed"),
     "text for a number": ('limit = "3"', "limit is '3', expected a valid integer"),
     "truth for a number": ("limit = true", "limit is True, expected a valid integer"),
     "number for truth": ("watch = 1", "watch is 1, expected a valid boolean"),
@@ -990,7 +986,7 @@ def test_an_output_that_hangs_costs_the_others_nothing(tiny_bundle, tmp_path):
 
 @needs_dev_full
 def test_a_lost_camera_and_a_full_disk_are_both_named(rws, tmp_path, monkeypatch):
-    monkeypatch.setattr("rws.edge.cli.session.open_source", lambda spec, **options: EventSource(lose_camera))
+    monkeypatch.setattr("rws.edge.cli.running.options.open_source", lambda spec, **options: EventSource(lose_camera))
     result = rws("run", "0", "--jsonl", "/dev/full", "--csv", tmp_path / "r.csv", "--json", "/dev/full")
     assert result.exit_code == 4
     last = result.stderr.splitlines()[-1]

@@ -53,7 +53,7 @@ def test_an_output_that_fails_stands_in_it_until_it_works_again():
 def test_a_log_and_a_listener_get_a_line_every_ten_seconds():
     watched, _, clock = monitor()
     output, lines = io.StringIO(), []
-    with StatusLine(watched, Console(file=output), lines.append, clock) as status:
+    with StatusLine({"": watched}, Console(file=output), lines.append, clock) as status:
         for _ in range(25):
             clock.now += 1.0
             status.update()
@@ -63,7 +63,7 @@ def test_a_log_and_a_listener_get_a_line_every_ten_seconds():
 def test_it_says_at_once_that_it_waits_for_a_source_and_then_every_ten_seconds():
     watched, source, clock = monitor(state="opening")
     output, lines = io.StringIO(), []
-    with StatusLine(watched, Console(file=output, width=200), lines.append, clock) as status:
+    with StatusLine({"": watched}, Console(file=output, width=200), lines.append, clock) as status:
         for state, updates in (("opening", 12), ("running", 3), ("reconnecting", 3)):
             source.state = state
             for _ in range(updates):
@@ -76,7 +76,7 @@ def test_it_says_at_once_that_it_waits_for_a_source_and_then_every_ten_seconds()
 def test_a_terminal_gets_one_line_that_is_updated_in_place():
     watched, _, clock = monitor()
     output = io.StringIO()
-    with StatusLine(watched, Console(file=output, force_terminal=True), clock=clock) as status:
+    with StatusLine({"": watched}, Console(file=output, force_terminal=True), clock=clock) as status:
         for index in range(4):
             clock.now += 0.3
             watched.add(make_result(index))

@@ -31,13 +31,13 @@ ROUTES = (
 
 @pytest.fixture
 def guarded(monitor):
-    with PageServer("127.0.0.1:0", monitor, token=TOKEN) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, token=TOKEN) as server:
         yield server
 
 
 @pytest.fixture
 def local(monitor):
-    with PageServer("127.0.0.1:0", monitor) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
         yield server
 
 
@@ -125,7 +125,7 @@ def test_with_a_token_any_host_name_is_accepted(guarded):
 
 
 def test_for_other_machines_a_token_is_generated(monitor):
-    with PageServer("0.0.0.0:0", monitor) as first, PageServer("0.0.0.0:0", monitor) as second:
+    with PageServer("0.0.0.0:0", {"": monitor}) as first, PageServer("0.0.0.0:0", {"": monitor}) as second:
         assert len(first.token) >= 20
         assert first.token != second.token
         assert first.url_with_token.endswith(f":{first.port}/?token={first.token}")
@@ -136,7 +136,7 @@ def test_for_other_machines_a_token_is_generated(monitor):
 @pytest.mark.parametrize("token", ["", "short", "with a space", "line\nbreak"])
 def test_a_weak_token_is_refused(monitor, token):
     with pytest.raises(InputError, match="expected at least 8, without spaces"):
-        PageServer("127.0.0.1:0", monitor, token=token)
+        PageServer("127.0.0.1:0", {"": monitor}, token=token)
 
 
 def bearer(token):
@@ -209,7 +209,7 @@ def test_cookies_are_random_and_of_one_run(monitor, guarded):
     name = first.partition("=")[0]
     for guess in ("", "a" * 43, hashlib.sha256(TOKEN.encode()).hexdigest(), TOKEN.encode().hex()):
         assert get(guarded, "/health", Cookie=f"{name}={guess}")[0] == 401
-    with PageServer("127.0.0.1:0", monitor, token=TOKEN) as restarted:
+    with PageServer("127.0.0.1:0", {"": monitor}, token=TOKEN) as restarted:
         value = first.partition("=")[2]
         assert get(restarted, "/health", Cookie=f"rws_{restarted.port}={value}")[0] == 401
 

@@ -11,7 +11,7 @@ from support.http import get
 
 @pytest.fixture
 def ask(monitor):
-    with PageServer("127.0.0.1:0", monitor, stale_after=10) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, stale_after=10) as server:
 
         def once():
             status, headers, body = get(server, "/health")

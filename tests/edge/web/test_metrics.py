@@ -21,7 +21,7 @@ def read(server, **headers):
 
 @pytest.fixture
 def server(monitor):
-    with PageServer("127.0.0.1:0", monitor) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
         yield server
 
 

@@ -52,7 +52,7 @@ def run(source, tmp_path):
 
         async def inside():
             with ExitStack() as stack:
-                server = stack.enter_context(PageServer("127.0.0.1:0", monitor, **options))
+                server = stack.enter_context(PageServer("127.0.0.1:0", {"": monitor}, **options))
 
                 def show(result, value=120):
                     monitor.add(result)
@@ -228,11 +228,11 @@ def test_it_reconnects(run, source):
         await tab.wait_for("document.querySelector('#state').textContent === 'ended'")
         monitor = Monitor(source, bundle="another")
         monitor.add(make_result(0, label="dog"))
-        with PageServer(f"127.0.0.1:{port}", monitor) as server:
+        with PageServer(f"127.0.0.1:{port}", {"": monitor}) as server:
             server.write(make_frame(), make_result())
             await tab.wait_for(f"document.querySelector('#bundle').textContent === 'another' && {SHOWN}")
             assert await tab.text("#label") == "dog"
-        with PageServer(f"127.0.0.1:{port}", monitor, token="another token".replace(" ", "-")):
+        with PageServer(f"127.0.0.1:{port}", {"": monitor}, token="another token".replace(" ", "-")):
             await tab.wait_for("document.querySelector('#banner').innerText.includes('asks for its token again')")
 
     run(look)

@@ -28,7 +28,7 @@ from support.http import Events, PartReader, get, read_until, stream, wait_until
 
 @pytest.fixture
 def server(monitor):
-    with PageServer("127.0.0.1:0", monitor) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
         yield server
 
 
@@ -107,7 +107,10 @@ def test_the_limits_of_the_patch_can_be_set(server, monitor):
 )
 def test_bad_limits_are_one_line_and_change_nothing(server, monitor, query):
     status, _, body = get(server, f"/limits?{query}", method="POST")
-    assert (status, body) == (400, b"expected leave_clean=0 or 1, min_severity=0 to 5, or both\n")
+    assert (status, body) == (
+        400,
+        b"expected leave_clean=0 or 1, paused=0 or 1, min_severity=0 to 5, or several of them\n",
+    )
     assert monitor.limits == PatchLimits()
     assert not monitor.status().events
 
@@ -143,7 +146,7 @@ def play(body, path):
 def test_a_clip_has_the_last_seconds_that_were_shown(monitor, monkeypatch, tmp_path):
     now = StillClock(5000.0)
     monkeypatch.setattr(rws.edge.web.jpeg.time, "monotonic", now)
-    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, max_fps=1000) as server:
         assert get(server, "/clip.mp4")[0] == 503
         for second in range(30):
             now.now += 1
@@ -166,7 +169,7 @@ def test_a_clip_has_the_last_seconds_that_were_shown(monitor, monkeypatch, tmp_p
 
 def test_the_memory_of_a_clip_is_limited_and_shown(monitor, monkeypatch):
     monkeypatch.setattr(rws.edge.web.jpeg, "CLIP_BYTES", 300_000)
-    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, max_fps=1000) as server:
         sizes = []
         for index in range(6):
             server.write(noisy(index), make_result())
@@ -356,7 +359,7 @@ def test_a_client_that_reads_nothing_is_disconnected(server, monkeypatch):
 
 
 def test_clients_may_disconnect_at_any_time(monitor, caplog):
-    with PageServer("127.0.0.1:0", monitor, max_fps=500) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, max_fps=500) as server:
         server.write(noisy(0), make_result())
         for index in range(40):
             with stream(server, "/stream.mjpg") as client:
@@ -369,7 +372,7 @@ def test_clients_may_disconnect_at_any_time(monitor, caplog):
 
 def test_it_stops_at_once_with_its_streams(monitor):
     with ExitStack() as stack:
-        server = stack.enter_context(PageServer("127.0.0.1:0", monitor))
+        server = stack.enter_context(PageServer("127.0.0.1:0", {"": monitor}))
         server.write(make_frame(), make_result())
         with stream(server, "/stream.mjpg") as images, stream(server, "/events") as events:
             PartReader(images).next()
@@ -390,7 +393,7 @@ def test_it_stops_at_once_with_its_streams(monitor):
 )
 def test_viewers_get_the_last_frame_and_the_last_state(monitor, source, state, stopped, ended):
     with ExitStack() as stack:
-        server = stack.enter_context(PageServer("127.0.0.1:0", monitor, max_fps=0.1))
+        server = stack.enter_context(PageServer("127.0.0.1:0", {"": monitor}, max_fps=0.1))
         server.write(make_frame(0, value=50), make_result(0))
         with stream(server, "/stream.mjpg") as images, stream(server, "/events") as events:
             parts, reports = PartReader(images), Events(events)
@@ -410,7 +413,7 @@ def test_viewers_get_the_last_frame_and_the_last_state(monitor, source, state, s
 
 
 def test_it_can_be_closed_twice_and_before_it_serves(monitor):
-    server = PageServer("127.0.0.1:0", monitor)
+    server = PageServer("127.0.0.1:0", {"": monitor})
     server.close()
     with server:
         assert get(server, "/health")[0] == 200
@@ -420,17 +423,17 @@ def test_it_can_be_closed_twice_and_before_it_serves(monitor):
 
 
 def test_the_port_is_free_afterwards(monitor):
-    with PageServer("127.0.0.1:0", monitor) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
         port = server.port
         assert port > 0
-    with PageServer(f"127.0.0.1:{port}", monitor) as again:
+    with PageServer(f"127.0.0.1:{port}", {"": monitor}) as again:
         assert get(again, "/health")[0] == 200
 
 
 def test_an_address_that_is_unavailable(monitor, server):
-    with pytest.raises(RwsError, match="another program uses this port"), PageServer(f"{server.port}", monitor):
+    with pytest.raises(RwsError, match="another program uses this port"), PageServer(f"{server.port}", {"": monitor}):
         pass
-    with pytest.raises(InputError, match="expected HOST:PORT"), PageServer("nonsense", monitor):
+    with pytest.raises(InputError, match="expected HOST:PORT"), PageServer("nonsense", {"": monitor}):
         pass
 
 
@@ -464,7 +467,7 @@ def test_an_image_that_cannot_be_encoded_costs_that_image_only(monkeypatch, moni
         return working(image)
 
     monkeypatch.setattr(rws.edge.web.jpeg, "encode", encode)
-    with PageServer("127.0.0.1:0", monitor, max_fps=1000) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}, max_fps=1000) as server:
         server.write(make_frame(0, value=66), make_result(0))
         assert get(server, "/frame.jpg")[0] == 503
         assert server.sink_status.state == "failing"
@@ -476,7 +479,7 @@ def test_an_image_that_cannot_be_encoded_costs_that_image_only(monkeypatch, moni
 
 
 def test_a_server_that_dies_says_so_in_one_line(monkeypatch, monitor, caplog):
-    with PageServer("127.0.0.1:0", monitor) as server:
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
         monkeypatch.setattr("aiohttp.web.AppRunner.cleanup", failing_cleanup)
         server.close()
         assert server.sink_status.state == "failed"

@@ -55,7 +55,8 @@ def image_line(result: Result, width: int | None) -> Text:
 def change_line(result: Result) -> Text:
     """Return a line about a frame at which the mix has changed."""
     facts = f"{describe_belief(result.belief)}  ->  {describe_mix(result.mix)}  {result.describe(result.output)}"
-    return Text(f"frame {result.index}  {facts}")
+    camera = f"{result.camera}, " if result.camera else ""
+    return Text(f"{camera}frame {result.index}  {facts}")
 
 
 def _guesses(result: Result) -> list[str]:
