@@ -14,7 +14,7 @@ from rws.benchmarks.cli.options import Layers, Models, Repeats, Rounds, open_bun
 from rws.benchmarks.cli.oracle import COMMANDS
 from rws.benchmarks.cli.streams import streams
 from rws.benchmarks.cli.zoo import models, zoo, zoo_curve
-from rws.edge.cli.parameters import Cifar10Option, JsonOption
+from rws.edge.cli.parameters import BundleOption, Cifar10Option, JsonOption
 from rws.edge.common.extras import require
 from rws.terminal import result_console, say, show
 
@@ -202,6 +202,36 @@ def _storage(models: Sequence[BenchmarkModel], report: Path | None, layers: int)
 
 
 @bench.command()
+def several(
+    bundle: BundleOption = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Images of each camera per second.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each run.")] = 20.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the three ways, interleaved.")] = 3,
+    report: JsonOption = None,
+) -> None:
+    """Measure eight cameras in one run against eight runs and one, and seven of them while one misbehaves.
+
+    \b
+    Examples:
+        rws bench several --seconds 5 --rounds 1
+        rws bench several --json several_cameras.json
+    """
+    with require("bench"):
+        from rws.benchmarks.cameras import measure
+    name = str(bundle or "detector")
+    load = measure.Load(name, fps, seconds)
+    result: Record = {**measure.describe(load), "rounds": rounds}
+    result["grouping"] = measure.measure_grouping(name, rounds)
+    say(f"grouping: {result['grouping']}")
+    result["batching"] = measure.measure_batching(dict.fromkeys((name, "cifar10")), (1, 2))
+    say(f"batching: {result['batching']}")
+    result["ways"] = measure.measure_costs(load, rounds, say)
+    result["faults"] = measure.measure_faults(load, say)
+    for row in result["ways"]:
+        show(f"{row['way']}: {row['cpu']} processors, {row['memory_mb']} MB, p95 of the age {row['age_p95_ms']} ms")
+    save(report, "several-cameras/1", result, None, seed=0)
+
+
 def jobs(
     data: Annotated[str | None, typer.Option(help="Test images to replay in every place. Default: none.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Images of each of the 96 sets.")] = 100,

@@ -1,0 +1,1 @@
+"""Several cameras in one run, measured against a run for each."""
