@@ -20,6 +20,7 @@ from mkdocs.structure.pages import Page
 
 import rws.cli
 from rws import errors
+from rws.edge.cli.run import OF_CAMERAS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "source"
@@ -226,8 +227,9 @@ def config_reference() -> str:
             if key != "config" and not name.startswith(COMMON):
                 value = re.sub(r"^[-/, \w]*(?=<)|\brange\b|[<>]", "", value).strip() if "<" in value else value
                 typed = "true or false" if not value or value.startswith(("/", "-")) else value
-                rows.append(f"| `{key}` | {_cell(VALUES.get(typed, typed))} | {_code(default)} | {_cell(text)} |")
-    return "\n".join(["| key | value | default | meaning |", "| --- | --- | --- | --- |", *rows])
+                cells = (_cell(VALUES.get(typed, typed)), _code(default), "yes" if key in OF_CAMERAS else "", _cell(text))
+                rows.append(f"| `{key}` | {' | '.join(cells)} |")
+    return "\n".join(["| key | value | default | of a camera | meaning |", "| --- | --- | --- | --- | --- |", *rows])
 
 
 def error_reference() -> str:

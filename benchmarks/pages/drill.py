@@ -81,6 +81,47 @@ TABLES |= {
 }
 
 
+_FAULTS = {
+    "none": "works",
+    "kill": "loses power",
+    "hang": "sends nothing any more, and stays connected",
+    "flood": "sends 200 images per second",
+    "resize": "changes its size at every other image",
+    "corrupt": "sends half images",
+}
+_WAYS = {"together": "eight cameras, one run", "separate": "eight runs at once", "one": "one camera"}
+_UNHARMED = "the least rate of the others, per second"
+CAMERA_TABLES = {
+    "ways": table(
+        "several_cameras.ways",
+        label("", lambda row: _WAYS[row["way"]]),
+        columns({"processors": "cpu", "of each round": lambda row: _each(row, "cpu")}),
+        columns({"memory, MB": "memory_mb"}, ".0f"),
+        columns({"age, p95, ms": "age_p95_ms", "of the worst camera": "age_p95_ms_worst"}, ".0f"),
+        columns({"changes of the weights per second": "weight_changes_per_s"}, ".1f"),
+        columns({"frames": "frames", "dropped": "dropped"}, ","),
+    ),
+    "faults": table(
+        "several_cameras.faults",
+        label("the eighth camera", lambda row: _FAULTS[row["fault"]]),
+        columns({_UNHARMED: "others_fps", "their age, p95, ms": "others_age_p95_ms", "dropped": "others_dropped"}),
+        columns({"its results": "its_frames", "rejected": "its_rejected"}),
+        label("every frame accounted for", lambda row: "yes" if row["accounted"] else "**no**"),
+    ),
+    "batching": table(
+        "several_cameras.batching",
+        label("bundle", "bundle"),
+        columns({"threads": "threads"}),
+        Column("eight images at once / one by one", "ratio", ".2f"),
+        label("quartiles", lambda row: " to ".join(f"{value:.2f}" for value in row["quartiles"])),
+    ),
+}
+
+
+def _each(row: dict[str, Any], key: str) -> str:
+    return ", ".join(f"{value:.2f}" for value in row[f"{key}_of_each_round"])
+
+
 def _share(part: str, whole: str) -> Callable[[], str]:
     return lambda: f"{sum(lookup(f'damage.streams.{part}')) / sum(lookup(f'damage.streams.{whole}')):.1%}"
 

@@ -30,6 +30,7 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "paper": (paper.TABLES, "reproduce/**/*"),
     "corruptions": (corruptions.TABLES, "corruption_*"),
     "jobs": (jobs.TABLES, "jobs"),
+    "cameras": (drill.CAMERA_TABLES, "several_cameras"),
 }
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": accuracy.README_TABLES,
