@@ -227,7 +227,12 @@ def config_reference() -> str:
             if key != "config" and not name.startswith(COMMON):
                 value = re.sub(r"^[-/, \w]*(?=<)|\brange\b|[<>]", "", value).strip() if "<" in value else value
                 typed = "true or false" if not value or value.startswith(("/", "-")) else value
-                cells = (_cell(VALUES.get(typed, typed)), _code(default), "yes" if key in OF_CAMERAS else "", _cell(text))
+                cells = (
+                    _cell(VALUES.get(typed, typed)),
+                    _code(default),
+                    "yes" if key in OF_CAMERAS else "",
+                    _cell(text),
+                )
                 rows.append(f"| `{key}` | {' | '.join(cells)} |")
     return "\n".join(["| key | value | default | of a camera | meaning |", "| --- | --- | --- | --- | --- |", *rows])
 

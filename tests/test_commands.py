@@ -164,6 +164,12 @@ CASES: dict[str, Case] = {
         lambda x: ("--count", 2, "--rounds", 1, "--most", 10, "--json", x.folder / "out.json"),
         prints="10 jobs",
     ),
+    "bench several": Case(
+        lambda x: ("--bundle", x.folder / "nothing"),
+        3,
+        "no bundle",
+        reason="it takes minutes; its parts run in tests/benchmarks/cameras/test_measure.py",
+    ),
     "bench policies": Case(measured("--limit", 2, "--validation-limit", 2)),
     "bench pairs": Case(measured("--pairs", 1, "--limit", 2, "--validation-limit", 2)),
     "bench unseen": Case(

@@ -28,7 +28,7 @@ KNOWN_SAFE = re.compile(
     r"-[hqv]|--(?:"
     r"accept|backend|baselines|batch|bgr|bits|bundle|cache|cell|classes|clear|clip|column|config|corrupt|corruption|count|csv|dark|data|device|"
     r"dry-run|duration|epochs|every|every-frame|explain|fail-if|file|fit|fps|frames|head|help|hostile|images|independent|init|int8|job|json|jsonl|keep|label|"
-    r"labels|lasting|latest|layers|leave-clean|limit|loop|max-pixels|mean|method|min-severity|model|most|name|names|no-resume|noise|on|only|only-bad|onto|oracle-every|"
+    r"labels|lasting|latest|layers|leave-clean|limit|loop|max-fps|max-pixels|mean|method|min-severity|model|most|name|names|no-resume|noise|on|only|only-bad|onto|oracle-every|"
     r"other-classes|out|output|own-oracle|"
     r"pairs|per|plot|poll|pretrained|projection|protocol|provider|python|quick|quiet|rain|recipe|recipes|reference|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seconds|seed|severity|show|size|soak|source|stall|status|std|strategy|"
