@@ -79,7 +79,7 @@ $(VENV)/.lock: $(VENV)/bin/python
 # Optional, on Debian, as root: what the tests of the page, the window and RTSP need in addition to Python.
 system:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium xvfb python3-gi \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium mosquitto xvfb python3-gi \
 	    gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly \
 	    >/dev/null
 

@@ -26,7 +26,7 @@ FAULTS = ("none", "kill", "hang", "flood", "resize", "corrupt")
 
 
 def film(weather: str, frames: int = FRAMES) -> list[NDArray[np.uint8]]:
-    """Return frames of the demo's street in some weather (`TYPE:SEVERITY`, or "" for none), uint8 (480, 640, 3), RGB."""
+    """Return frames of the demo's street in weather (`TYPE:SEVERITY`, or "" for none), uint8 (480, 640, 3), RGB."""
     change = corrupter(weather, seed=0) if weather else lambda image, index: image
     with open_source(CLIP) as source:
         images = [cv2.resize(frame.image, SIZE) for frame, _ in zip(source, range(4 * frames), strict=False)][::4]

@@ -1,4 +1,4 @@
-"""What a run of several cameras costs against a run for each; what grouping and batching save; and faults of one camera."""
+"""What several cameras of one run cost against a run for each, what grouping and batching save, and faults of one."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def measure_costs(load: Load, rounds: int, say: Callable[[str], None]) -> list[R
     """Measure one run of all cameras, a run for each at the same time, and one camera alone; rounds are interleaved."""
     ways = ("together", "separate", "one")
     found: dict[str, list[Record]] = {way: [] for way in ways}
-    with _films() as folder:
+    with films() as folder:
         for _ in range(rounds):
             for way in ways:
                 found[way].append(_run(load, folder, way))
@@ -54,7 +54,7 @@ def measure_costs(load: Load, rounds: int, say: Callable[[str], None]) -> list[R
 def measure_faults(load: Load, say: Callable[[str], None]) -> list[Record]:
     """Measure the seven other cameras while the eighth misbehaves."""
     rows = []
-    with _films() as folder:
+    with films() as folder:
         for fault in FAULTS:
             cameras = _run(load, folder, "together", fault)["cameras"]
             others = cameras[:-1]
@@ -134,7 +134,8 @@ def _play(bundle: str, films: Sequence[NDArray[np.uint8]], grouped: bool) -> tup
 
 
 @contextmanager
-def _films() -> Iterator[Path]:
+def films() -> Iterator[Path]:
+    """Give a folder of the cameras' films."""
     with tempfile.TemporaryDirectory(prefix="rws-cameras-") as folder:
         for number, weather in enumerate(WEATHER):
             np.save(Path(folder, f"{number}.npy"), np.stack(film(weather)))
@@ -142,7 +143,8 @@ def _films() -> Iterator[Path]:
 
 
 @contextmanager
-def _served(folder: Path, fps: float, fault: str) -> Iterator[list[str]]:
+def served(folder: Path, fps: float, fault: str) -> Iterator[list[str]]:
+    """Serve the films from another process, and give their addresses."""
     command = python_command("from rws.benchmarks.cameras.films import main; main()", str(folder), str(fps), fault)
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -157,7 +159,7 @@ def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
     """Run `rws run` on the cameras in one of the ways; its processor time, memory and frames."""
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rws-cameras-")))
-        urls = stack.enter_context(_served(folder, load.fps, fault))
+        urls = stack.enter_context(served(folder, load.fps, fault))
         groups = {"together": [urls], "separate": [[url] for url in urls], "one": [urls[:1]]}[way]
         runs = []
         for number, group in enumerate(groups):
@@ -166,7 +168,7 @@ def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
             options = ["--config", str(out / f"{number}.toml"), "--json", str(out / f"{number}.json")]
             command = ["run", *options, "--bundle", load.bundle, "--threads", "1"]
             program = python_command("from rws.cli import main; main()", *command)
-            runs.append(stack.enter_context(_started(program, out / f"{number}.log")))
+            runs.append(stack.enter_context(started(program, out / f"{number}.log")))
         costs = _watch(runs, load.seconds)
         for run in runs:
             run.terminate()
@@ -181,7 +183,8 @@ def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
 
 
 @contextmanager
-def _started(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
+def started(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
+    """Start a program that is killed at the end, with its children."""
     with log.open("w") as file:
         process = psutil.Popen(command, stdout=file, stderr=file)
         try:

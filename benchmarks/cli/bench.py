@@ -207,6 +207,9 @@ def several(
     fps: Annotated[float, typer.Option(min=0.1, help="Images of each camera per second.")] = 5.0,
     seconds: Annotated[float, typer.Option(min=1, help="Seconds of each run.")] = 20.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the three ways, interleaved.")] = 3,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Only a run of --seconds with an MQTT broker that goes and comes back.")
+    ] = False,
     report: JsonOption = None,
 ) -> None:
     """Measure eight cameras in one run against eight runs and one, and seven of them while one misbehaves.
@@ -215,15 +218,23 @@ def several(
     Examples:
         rws bench several --seconds 5 --rounds 1
         rws bench several --json several_cameras.json
+        rws bench several --broker --seconds 1200 --json broker.json
     """
     with require("bench"):
         from rws.benchmarks.cameras import measure
     name = str(bundle or "detector")
     load = measure.Load(name, fps, seconds)
+    if broker:
+        with require("mqtt"):
+            from rws.benchmarks.cameras.broker import measure_broker
+        found = measure_broker(load, say)
+        show(f"accepted {found['accepted']}, written {found['written']}, dropped {found['dropped']}")
+        save(report, "broker/1", {**measure.describe(load), **found}, None, seed=0)
+        return
     result: Record = {**measure.describe(load), "rounds": rounds}
     result["grouping"] = measure.measure_grouping(name, rounds)
     say(f"grouping: {result['grouping']}")
-    result["batching"] = measure.measure_batching(dict.fromkeys((name, "cifar10")), (1, 2))
+    result["batching"] = measure.measure_batching(tuple(dict.fromkeys((name, "cifar10"))), (1, 2))
     say(f"batching: {result['batching']}")
     result["ways"] = measure.measure_costs(load, rounds, say)
     result["faults"] = measure.measure_faults(load, say)

@@ -16,6 +16,7 @@ from rws.errors import UsageError
 if TYPE_CHECKING:
     from rws.edge.cli.config import Config
     from rws.edge.cli.running.options import CameraOptions
+    from rws.edge.mqtt import MqttOptions
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,24 @@ def run(
             envvar="RWS_TOKEN", help="Access token for --serve; default: generated if the address is not loopback."
         ),
     ] = None,
+    mqtt: Annotated[
+        str | None,
+        optional(
+            metavar="URL",
+            envvar="RWS_MQTT",
+            help="Publish the state of the cameras to this broker, mqtt://[USER@]HOST[:PORT][/TOPIC] (mqtts: by TLS), "
+            "and announce them to Home Assistant; the password is RWS_MQTT_PASSWORD; needs the extra `mqtt`.",
+        ),
+    ] = None,
+    mqtt_ca: Annotated[
+        Path | None, optional(metavar="FILE", help="Certificates (PEM) that may have signed the broker's.")
+    ] = None,
+    mqtt_discovery: Annotated[
+        str, typer.Option(metavar="PREFIX", help="Of Home Assistant's discovery topics; empty: announce nothing.")
+    ] = "homeassistant",
+    mqtt_images: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="From one published image of a camera to the next; 0: none.")
+    ] = 10.0,
     show: Annotated[
         bool, typer.Option("--show", help="Show the annotated frames in a window; q ends the run.")
     ] = False,
@@ -248,6 +267,7 @@ def run(
         rws run clip.mp4 --jsonl - | head -3          # JSON lines on stdout, the rest on stderr
         rws run --config run.toml                     # source = "rtsp://camera/stream", watch = true, ...
         rws run 0 1 rtsp://host/door --serve 8080     # three cameras, one model
+        rws run 0 --mqtt mqtt://user@broker/rws       # and the camera's health in Home Assistant
     """
     from rws.edge.bundle.options import ModelOptions
     from rws.edge.cli.running.options import RunOptions
@@ -273,6 +293,7 @@ def run(
         model=ModelOptions(backend.value, threads, provider, strategy=strategy),
         serve=serve,
         token=token,
+        mqtt=_broker(mqtt, mqtt_ca, mqtt_discovery, mqtt_images),
         show=show,
         report=report,
         timings=timings or terminal.is_verbose(),
@@ -283,6 +304,14 @@ def run(
         reread=partial(_cameras_now, context, config) if config and found and found.cameras else None,
     )
     RunSession(asked).run()
+
+
+def _broker(url: str | None, ca: Path | None, discovery: str, images: float) -> "MqttOptions | None":
+    if url is None:
+        return None
+    from rws.edge.mqtt import mqtt_options
+
+    return mqtt_options(url, os.environ, ca=ca, discovery=discovery, images=images)
 
 
 def _cameras_now(context: typer.Context, path: Path) -> tuple["CameraOptions", ...]:

@@ -26,9 +26,9 @@ _VARIABLES = {
 # Options whose values may be published; those of others, of other programs' commands too, are hidden.
 KNOWN_SAFE = re.compile(
     r"-[hqv]|--(?:"
-    r"accept|backend|baselines|batch|bgr|bits|bundle|cache|cell|classes|clear|clip|column|config|corrupt|corruption|count|csv|dark|data|device|"
+    r"accept|backend|baselines|batch|bgr|bits|broker|bundle|cache|cell|classes|clear|clip|column|config|corrupt|corruption|count|csv|dark|data|device|"
     r"dry-run|duration|epochs|every|every-frame|explain|fail-if|file|fit|fps|frames|head|help|hostile|images|independent|init|int8|job|json|jsonl|keep|label|"
-    r"labels|lasting|latest|layers|leave-clean|limit|loop|max-fps|max-pixels|mean|method|min-severity|model|most|name|names|no-resume|noise|on|only|only-bad|onto|oracle-every|"
+    r"labels|lasting|latest|layers|leave-clean|limit|loop|max-fps|max-pixels|mean|method|min-severity|model|most|mqtt-ca|mqtt-discovery|mqtt-images|name|names|no-resume|noise|on|only|only-bad|onto|oracle-every|"
     r"other-classes|out|output|own-oracle|"
     r"pairs|per|plot|poll|pretrained|projection|protocol|provider|python|quick|quiet|rain|recipe|recipes|reference|remeasure|repeats|results|"
     r"resume|retries|robust|rounds|rtsp-transport|save|scale|seconds|seed|severity|show|size|soak|source|stall|status|std|strategy|"
@@ -153,3 +153,10 @@ def _formatted(content: Any, indent: str = "") -> str:
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return "[\n" + ",\n".join(inner + json.dumps(entry, allow_nan=False) for entry in content) + f"\n{indent}]"
     return json.dumps(content, allow_nan=False)
+
+
+def installed_version() -> str:
+    """Return the version of this package; "" if it is a checkout that was not installed."""
+    with suppress(PackageNotFoundError):
+        return version("rws-edge")
+    return ""

@@ -1,9 +1,7 @@
 """The Prometheus metrics of a run."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily as Counter
@@ -11,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rws.edge.common.provenance import installed_version
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 from rws.records import SinkStatus
@@ -25,13 +24,6 @@ def registry(monitors: Mapping[str, Monitor]) -> CollectorRegistry:
     found.register(_RunCollector(monitors))
     ProcessCollector(registry=found)
     return found
-
-
-def installed_version() -> str:
-    """Return the version of this package; "" if it is a checkout that was not installed."""
-    with suppress(PackageNotFoundError):
-        return version("rws-edge")
-    return ""
 
 
 Family = type[Counter | Gauge]

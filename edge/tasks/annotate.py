@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 
+JPEG_QUALITY = 80
 MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH, PANEL_WIDTH = 320, 720, 1280, 300
 BARS, MIX_LINES = 5, 2
 LEAST_SHOWN = 0.005  # a probability that is not rounded to 0 %
@@ -186,3 +187,9 @@ class _Panel:
 def _blend(a: Colour, b: Colour, share: float) -> Colour:
     red, green, blue = (round(x * share + y * (1 - share)) for x, y in zip(a, b, strict=True))
     return red, green, blue
+
+
+def to_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Return an image, uint8 (H, W, 3), RGB, as a JPEG."""
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return encoded.tobytes()

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from rws.edge.pipeline import Result
 from rws.edge.sinks.mp4 import VideoFile
-from rws.edge.tasks.annotate import annotate, draw
+from rws.edge.tasks.annotate import annotate, draw, to_jpeg
 from rws.errors import first_line
 from rws.records import Frame, SinkStatus
 from rws.text import shown
 
 MAX_WIDTH, TILE_WIDTH = 960, 480  # pixels of a frame on a page of its camera, and on that of all
-QUALITY = 80
 CLIP_SECONDS, CLIP_BYTES = 10.0, 16 * 2**20  # of the JPEGs that are kept for a clip, at most
 
 
@@ -64,7 +63,7 @@ class JpegEncoder:
         if (shows := self.newest_result) is None:
             return None
         frame, result = shows
-        return await asyncio.to_thread(lambda: encode(annotate(frame.image, result, frame.original)))
+        return await asyncio.to_thread(lambda: to_jpeg(annotate(frame.image, result, frame.original)))
 
     async def clip(self) -> bytes | None:
         """Return what was shown in the last seconds as an MP4 file, None before the first frame.
@@ -83,13 +82,7 @@ class JpegEncoder:
 
 
 def _encode_drawn(frame: Frame, result: Result, width: int) -> bytes:
-    return encode(draw(frame.image, result, width))
-
-
-def encode(image: NDArray[np.uint8]) -> bytes:
-    """Return an image, uint8 (H, W, 3), RGB, as a JPEG."""
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return encoded.tobytes()
+    return to_jpeg(draw(frame.image, result, width))
 
 
 def _encode_clip(shown: list[tuple[float, bytes]]) -> bytes:

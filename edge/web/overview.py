@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rws.edge.monitoring.metrics import installed_version
+from rws.edge.common.provenance import installed_version
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 

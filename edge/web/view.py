@@ -12,7 +12,7 @@ from typing import Any
 import av
 from aiohttp import web
 
-from rws.edge.monitoring.metrics import installed_version
+from rws.edge.common.provenance import installed_version
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.pipeline import STAGES, Result
 from rws.edge.web.jpeg import MAX_WIDTH, TILE_WIDTH, JpegEncoder

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rws.edge.bundle.options import ModelOptions
 from rws.edge.sources.base import Source
@@ -13,6 +13,9 @@ from rws.edge.sources.open import check_repeatable, open_images, open_source
 from rws.edge.sources.repeated import RepeatedSource
 from rws.errors import UsageError
 from rws.oracle.policy import PatchLimits
+
+if TYPE_CHECKING:
+    from rws.edge.mqtt import MqttOptions
 
 PLACE = "{camera}"  # in the name of an output: stands for the name of each camera
 
@@ -89,6 +92,7 @@ class RunOptions:
     model: ModelOptions
     serve: str | None
     token: str | None
+    mqtt: "MqttOptions | None"
     show: bool
     report: Path | None
     timings: bool

@@ -29,6 +29,7 @@ from rws.terminal import STDOUT
 
 if TYPE_CHECKING:
     from rws.edge.cli.running.camera import CameraRun
+    from rws.edge.mqtt import MqttPublisher
     from rws.edge.web import PageServer
 
 # Frames that may wait: a machine that is busy for a second loses no row, and a window shows nothing old.
@@ -85,11 +86,16 @@ class Outputs:
         self._options, self._cameras, self._stack, self._stop = options, cameras, stack, stop
         self._behind: dict[Key, BackgroundSink] = {}
         self._page: PageServer | None = None
+        self._mqtt: MqttPublisher | None = None
         self._stopped_at: float | None = None
 
     def serve(self, monitors: Mapping[str, Monitor], console: Console) -> None:
-        """Serve the page of the cameras, if asked for."""
+        """Serve the page of the cameras, and publish their state, if asked for."""
         options = self._options
+        if options.mqtt is not None:
+            from rws.edge.mqtt import MqttPublisher
+
+            self._mqtt = self._stack.enter_context(MqttPublisher(options.mqtt, monitors))
         if options.serve is None:
             return
         from rws.edge.web import PageServer
@@ -108,7 +114,8 @@ class Outputs:
                 self._stack.enter_context(self._behind[key])
         # Before any of them is closed, so that those that hang share one timeout.
         self._stack.push(self._end)
-        return [*(self._behind[key] for key in keys), *([] if self._page is None else [self._page])]
+        shared = (sink for sink in (self._page, self._mqtt) if sink is not None)
+        return [*(self._behind[key] for key in keys), *shared]
 
     def close(self, camera: CameraRun) -> None:
         """Close the files of a camera that has gone, unless another one writes into them, too."""
@@ -123,11 +130,12 @@ class Outputs:
     def status(self) -> dict[str, SinkStatus]:
         """Return the state and the counters of each output by its option's name."""
         page = {} if self._page is None else {"page": self._page.sink_status}
-        return {sink.name: sink.status() for sink in self._behind.values()} | page
+        mqtt = {} if self._mqtt is None else {"mqtt": self._mqtt.status()}
+        return {sink.name: sink.status() for sink in self._behind.values()} | page | mqtt
 
     def __bool__(self) -> bool:
         """Whether there is any output."""
-        return bool(self._behind) or self._page is not None
+        return bool(self._behind) or self._page is not None or self._mqtt is not None
 
     def _sources(self, key: Key) -> list[Source]:
         """Return the sources whose frames an output gets."""

@@ -220,8 +220,8 @@ class RunSession:
         return self._outputs.status() | {"console": self._printed.sink_status} | systemd
 
     def _incomplete(self) -> RwsError | None:
-        # What page and service manager show is gone with the moment.
-        shown = ("page", "systemd")
+        # What page, broker and service manager show is gone with the moment.
+        shown = ("page", "mqtt", "systemd")
         kept = {name: sink for name, sink in self._sinks().items() if sink.state != "up" and name not in shown}
         reasons = "; ".join(f"{name}: {sink.error or sink.state}" for name, sink in kept.items())
         return RwsError(f"the run is complete, but not each output: {reasons}") if kept else None
