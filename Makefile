@@ -39,7 +39,7 @@ lowest: $(VENV)/.lowest
 
 # What devices install: every package in one version, with the hashes of all its files. Takes the newest versions.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" \
-    pyproject.toml --extra serve --extra sign deploy/requirements.in --python-version 3.10
+    pyproject.toml --extra serve --extra sign --extra mqtt deploy/requirements.in --python-version 3.10
 lock: $(VENV)/.lock
 	$(LOCK) --universal --no-emit-package opencv-python-headless --output-file deploy/requirements.txt
 	$(LOCK) --universal --no-emit-package opencv-python --output-file deploy/requirements-headless.txt

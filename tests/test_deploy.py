@@ -214,7 +214,8 @@ def test_a_lock_file_has_one_version_and_hashes_of_each_package_and_no_place(nam
 def test_a_lock_file_fits_what_the_project_asks_for(name, machine):
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    lines = project["project"]["dependencies"] + extras["serve"] + extras["sign"] + project["build-system"]["requires"]
+    lines = project["project"]["dependencies"] + project["build-system"]["requires"]
+    lines += extras["serve"] + extras["sign"] + extras["mqtt"]
     lines += [line for line in read("requirements.in").splitlines() if line and line[0] != "#"]
     if name == "requirements-jetson.txt":
         constraints = [line for line in read("constraints.jetson.txt").splitlines() if line and line[0] != "#"]
@@ -296,7 +297,7 @@ def test_the_alerts_ask_for_metrics_that_exist():
     monitor = Monitor(ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera"))
     monitor.add(make_result())
     monitor.sinks = lambda: {"jsonl": SinkStatus()}
-    collected = registry(monitor)
+    collected = registry({"": monitor})
     exposed = set(re.findall(r"^(\w+)[ {]", prometheus_client.generate_latest(collected).decode(), re.MULTILINE))
     # A series with labels appears with its first event.
     exposed |= {f"{family.name}_total" for family in collected.collect() if family.type == "counter"}

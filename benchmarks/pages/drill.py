@@ -108,6 +108,7 @@ CAMERA_TABLES = {
         columns({"its results": "its_frames", "rejected": "its_rejected"}),
         label("every frame accounted for", lambda row: "yes" if row["accounted"] else "**no**"),
     ),
+    "broker": table(lambda: _broker(), label("one run, eight cameras", 0), Column("", 1)),
     "batching": table(
         "several_cameras.batching",
         label("bundle", "bundle"),
@@ -116,6 +117,19 @@ CAMERA_TABLES = {
         label("quartiles", lambda row: " to ".join(f"{value:.2f}" for value in row["quartiles"])),
     ),
 }
+
+
+def _broker() -> list[tuple[str, str]]:
+    found = lookup("broker")
+    memory = found["memory_mb"]
+    parts = [f"{found[key]:,} {key}" for key in ("written", "dropped", "waiting", "writing", "unaccounted")]
+    return [
+        ("messages offered", f"{found['accepted']:,} = {' + '.join(parts)}"),
+        ("failed attempts to connect", f"{found['failures']}"),
+        ("memory, MB, before, at the end of the outage, at the end", " / ".join(f"{mb:.0f}" for mb in memory.values())),
+        ("cameras whose state at the broker is online at the end", f"{found['cameras_online']} of {found['cameras']}"),
+        ("results, dropped frames", f"{found['frames']:,}, {found['dropped_frames']:,}"),
+    ]
 
 
 def _each(row: dict[str, Any], key: str) -> str:

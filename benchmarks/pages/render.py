@@ -30,11 +30,11 @@ _SITE: dict[str, tuple[Mapping[str, Callable[[], str]], str]] = {
     "paper": (paper.TABLES, "reproduce/**/*"),
     "corruptions": (corruptions.TABLES, "corruption_*"),
     "jobs": (jobs.TABLES, "jobs"),
-    "cameras": (drill.CAMERA_TABLES, "several_cameras"),
+    "cameras": (drill.CAMERA_TABLES, "several_cameras broker"),
 }
 PAGES: dict[str, Mapping[str, Callable[[], str]]] = {
     "README.md": accuracy.README_TABLES,
-    **{page: {} for page in ("docs/get_started.md", "docs/guides/own_model.md")},
+    **{page: {} for page in ("docs/get_started.md", "docs/guides/own_model.md", "docs/guides/camera.md")},
     "benchmarks/results/README.md": {"results": sources("**/*")},
     **{f"docs/benchmarks/{page}.md": {**made, "sources": sources(names)} for page, (made, names) in _SITE.items()},
 }
