@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from rws.cli import app
 from rws.edge.common.schema import tomllib
+from rws.edge.faults.servers import free_port
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from rws.records import SinkStatus
@@ -291,23 +292,63 @@ def test_compose_is_read_only_and_sees_switches():
 
 def test_the_alerts_ask_for_metrics_that_exist():
     yaml = pytest.importorskip("yaml")
+    exposed = exposed_metrics("")
+    rules = yaml.safe_load(read("alerts.yaml"))["groups"][0]["rules"]
+    asked = {name for rule in rules for name in re.findall(r"\b(?:rws|process)_\w+", rule["expr"])}
+    assert len(asked) >= 8
+    assert asked <= exposed
+    text = read("../edge/cli/running/session.py") + read("../edge/cli/running/camera.py")
+    for event in re.findall(r'event="(\w+)"', read("alerts.yaml")):
+        assert f'"{event}"' in text
+
+
+def exposed_metrics(camera):
     prometheus_client = pytest.importorskip("prometheus_client")
     from rws.edge.monitoring.metrics import registry
 
     monitor = Monitor(ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="camera"))
     monitor.add(make_result())
     monitor.sinks = lambda: {"jsonl": SinkStatus()}
-    collected = registry({"": monitor})
+    collected = registry({camera: monitor})
     exposed = set(re.findall(r"^(\w+)[ {]", prometheus_client.generate_latest(collected).decode(), re.MULTILINE))
     # A series with labels appears with its first event.
-    exposed |= {f"{family.name}_total" for family in collected.collect() if family.type == "counter"}
-    rules = yaml.safe_load(read("alerts.yaml"))["groups"][0]["rules"]
-    asked = {name for rule in rules for name in re.findall(r"\b(?:rws|process)_\w+", rule["expr"])}
-    assert len(asked) >= 8
-    assert asked <= exposed
-    text = read("../edge/cli/session.py")
-    for event in re.findall(r'event="(\w+)"', read("alerts.yaml")):
-        assert f'"{event}"' in text
+    return exposed | {f"{family.name}_total" for family in collected.collect() if family.type == "counter"}
+
+
+def test_the_dashboard_asks_for_metrics_that_exist():
+    dashboard = json.loads(read("grafana.json"))
+    variables = {one["name"] for one in dashboard["templating"]["list"]}
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) >= 10
+    asked = {name for text in expressions for name in re.findall(r"\b(?:rws|process)_\w+", text)}
+    assert asked <= exposed_metrics("door")
+    assert {name for text in expressions for name in re.findall(r"\$(\w+)", text)} <= variables
+    places = [tuple(panel["gridPos"].values())[:2] for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_the_broker_of_compose_has_a_digest_and_its_configuration_is_accepted(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load(read("compose.mqtt.yaml"))["services"]
+    name = re.search(r"@\$\{(\w+):\?", services["broker"]["image"])[1]
+    assert f"{name}=" in read("digests.env")
+    assert all(port.startswith("127.0.0.1:") for port in services["broker"]["ports"])
+    assert services["rws"]["environment"]["RWS_MQTT"] == "mqtt://broker/rws"
+    program = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("no mosquitto is installed here")
+    text = (
+        read("mosquitto.conf").replace("/mosquitto/data/", f"{tmp_path}/").replace("1883", f"{free_port()} 127.0.0.1")
+    )
+    (tmp_path / "mosquitto.conf").write_text(f"{text}user root\n")
+    broker = subprocess.Popen(
+        [program, "-v", "-c", str(tmp_path / "mosquitto.conf")], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert any("running" in line for line in broker.stderr)
+    finally:
+        broker.kill()
+        broker.wait()
 
 
 def test_the_guide_names_the_files_that_are_there():
