@@ -151,6 +151,22 @@ def run(
     mqtt_images: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="From one published image of a camera to the next; 0: none.")
     ] = 10.0,
+    events: Annotated[
+        Path | None,
+        optional(
+            metavar="FOLDER",
+            help="Keep an event here when a camera has seen badly for ten seconds, and when it sees well again, with "
+            "what it saw before and sees now.",
+        ),
+    ] = None,
+    on_event: Annotated[
+        str,
+        optional(
+            metavar="COMMAND",
+            help="Start this program at an event, which it reads as JSON on its standard input; or post it to this "
+            "http:// or https:// address. At most every ten seconds for a camera.",
+        ),
+    ] = "",
     show: Annotated[
         bool, typer.Option("--show", help="Show the annotated frames in a window; q ends the run.")
     ] = False,
@@ -294,6 +310,8 @@ def run(
         serve=serve,
         token=token,
         mqtt=_broker(mqtt, mqtt_ca, mqtt_discovery, mqtt_images),
+        events=events,
+        on_event=on_event,
         show=show,
         report=report,
         timings=timings or terminal.is_verbose(),

@@ -27,7 +27,7 @@ _VARIABLES = {
 KNOWN_SAFE = re.compile(
     r"-[hqv]|--(?:"
     r"accept|backend|baselines|batch|bgr|bits|broker|bundle|cache|cell|classes|clear|clip|column|config|corrupt|corruption|count|csv|dark|data|device|"
-    r"dry-run|duration|epochs|every|every-frame|explain|fail-if|file|fit|fps|frames|head|help|hostile|images|independent|init|int8|job|json|jsonl|keep|label|"
+    r"dry-run|duration|epochs|events|every|every-frame|explain|fail-if|file|fit|fps|frames|head|help|hostile|images|independent|init|int8|job|json|jsonl|keep|label|"
     r"labels|lasting|latest|layers|leave-clean|limit|loop|max-fps|max-pixels|mean|method|min-severity|model|most|mqtt-ca|mqtt-discovery|mqtt-images|name|names|no-resume|noise|on|only|only-bad|onto|oracle-every|"
     r"other-classes|out|output|own-oracle|"
     r"pairs|per|plot|poll|pretrained|projection|protocol|provider|python|quick|quiet|rain|recipe|recipes|reference|remeasure|repeats|results|"

@@ -8,14 +8,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from rws.edge.common.closing import Closing
-from rws.edge.monitoring.health import Alert, Health, problem_of
+from rws.edge.monitoring.events import ONLY, CameraEvent, EventWatch
+from rws.edge.monitoring.health import problem_of
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
 from rws.edge.mqtt.discovery import announcement, availability_topic, discovery_topics, topic_of
@@ -28,7 +29,6 @@ from rws.text import shown
 
 log = logging.getLogger(__name__)
 
-ONLY = "camera"  # name of the only camera of a run
 LOOK = 1.0  # seconds between two looks at the cameras
 EVERY = 10.0  # seconds after which a state is published although nothing important has changed
 KEEP_ALIVE, CONNECT_TIMEOUT, ANSWER_TIMEOUT = 30, 5.0, 20.0  # seconds
@@ -50,15 +50,15 @@ class MqttPublisher(Closing):
     """A sink that keeps the newest frame of each camera, and a thread that publishes what has changed.
 
     States, announcements and images are retained by the broker; of each topic only the newest waits while the broker is
-    away, and what it replaces counts as dropped, so memory stays bounded. Events (a problem that begins or ends) wait
-    up to a hundred. All are sent with QoS 1. `monitors` are by the name of the camera, "" for the only one; they may
+    away, and what it replaces counts as dropped, so memory stays bounded. Of the events that `events` tells, up to a
+    hundred wait. All are sent with QoS 1. `monitors` are by the name of the camera, "" for the only one; they may
     change: a camera that is gone is taken out of Home Assistant.
     """
 
-    def __init__(self, options: MqttOptions, monitors: Mapping[str, Monitor]) -> None:
-        self.options, self._monitors = options, monitors
+    def __init__(self, options: MqttOptions, monitors: Mapping[str, Monitor], events: EventWatch) -> None:
+        self.options, self._monitors, self._watch = options, monitors, events
+        events.listeners.append(self._tell)
         self._newest: dict[str, tuple[Frame, Result]] = {}
-        self._healths: dict[str, Health] = {}
         self._counts: Counter[str] = Counter()
         self._error, self._failures = "", 0
         self._waiting: dict[str, _Message] = {}  # by topic, the oldest first
@@ -73,11 +73,7 @@ class MqttPublisher(Closing):
 
     def write(self, frame: Frame, result: Result) -> None:
         """Take the newest frame of a camera; its image must not change afterwards."""
-        name = result.camera or ONLY
-        self._newest[name] = frame, result
-        alert = self._healths.setdefault(name, Health()).add(result.belief, result.captured_at)
-        if alert is not None:
-            self._tell(name, alert, result)
+        self._newest[result.camera or ONLY] = frame, result
 
     def status(self) -> SinkStatus:
         """Return whether the broker takes messages, and their counters."""
@@ -220,7 +216,7 @@ class MqttPublisher(Closing):
                 self._known.add(name)
                 for topic, entity in discovery_topics(self.options, name):
                     self._offer(_json(topic, announcement(self.options, name, entity, status.bundle)))
-            state = camera_state(status, monitor.paused, self._healths.get(name))
+            state = camera_state(status, monitor.paused, self._watch.degraded(name))
             matters = state["state"], state["problem"], state["degraded"], state["online"]
             said, at = self._said.get(name, (None, 0.0))
             if matters != said or now >= at + EVERY:
@@ -243,13 +239,12 @@ class MqttPublisher(Closing):
         topics = [topic for topic, _ in discovery_topics(self.options, name)]
         for topic in (*topics, topic_of(self.options, name, "state"), topic_of(self.options, name, "image")):
             self._offer(_Message(topic, b""))
-        for kept in (self._newest, self._healths, self._said, self._pictured):
+        for kept in (self._newest, self._said, self._pictured):
             kept.pop(name, None)
 
-    def _tell(self, name: str, alert: Alert, result: Result) -> None:
-        event = "degraded" if alert.ended is None else "recovered"
-        record = {"schema": "camera-event/1", "event": event, "time": utc(result.captured_time), **asdict(alert)}
-        message = replace(_json(topic_of(self.options, name, "event"), record), retain=False)
+    def _tell(self, event: CameraEvent) -> None:
+        topic, record = topic_of(self.options, event.camera, "event"), event.to_dict()
+        message = _Message(topic, json.dumps(record, ensure_ascii=False).encode(), retain=False)
         with self._lock:
             self._counts["accepted"] += 1
             if len(self._events) >= MOST_EVENTS:
@@ -258,11 +253,10 @@ class MqttPublisher(Closing):
             self._events.append(message)
 
 
-def camera_state(status: RunStatus, paused: bool, health: Health | None) -> dict[str, object]:
+def camera_state(status: RunStatus, paused: bool, degraded: bool) -> dict[str, object]:
     """Return what `camera-state/1` documents, in plain types."""
     source, result, since = status.source, status.result, status.since_result_s
     problem = "unknown" if result is None else problem_of(result.belief) or "none"
-    alert = health.alerts[-1] if health is not None and health.alerts else None
     severity = None if result is None else round(result.belief.type_severity, 2)
     online = source.state == "running" and since is not None and since < SILENT
     return {
@@ -270,7 +264,7 @@ def camera_state(status: RunStatus, paused: bool, health: Health | None) -> dict
         "time": utc(status.written_at),
         "state": "paused" if paused else source.state,
         "online": "on" if online else "off",
-        "degraded": "on" if alert is not None and alert.ended is None else "off",
+        "degraded": "on" if degraded else "off",
         "problem": problem,
         "corruption": None if result is None else result.belief.type,
         "severity": severity,

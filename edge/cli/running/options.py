@@ -93,6 +93,8 @@ class RunOptions:
     serve: str | None
     token: str | None
     mqtt: "MqttOptions | None"
+    events: Path | None
+    on_event: str
     show: bool
     report: Path | None
     timings: bool

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rws.edge.cli.running.options import RunOptions
+from rws.edge.monitoring.events import EventRecorder, EventWatch
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sinks.background import BackgroundSink, OnFailure, WhenFull
 from rws.edge.sinks.base import Sink
@@ -87,15 +88,21 @@ class Outputs:
         self._behind: dict[Key, BackgroundSink] = {}
         self._page: PageServer | None = None
         self._mqtt: MqttPublisher | None = None
+        self._watch = EventWatch({})
+        self._recorder: EventRecorder | None = None
         self._stopped_at: float | None = None
 
     def serve(self, monitors: Mapping[str, Monitor], console: Console) -> None:
-        """Serve the page of the cameras, and publish their state, if asked for."""
-        options = self._options
+        """Serve the page of the cameras, publish their state and watch for events, if asked for."""
+        options, self._watch = self._options, EventWatch(monitors)
         if options.mqtt is not None:
             from rws.edge.mqtt import MqttPublisher
 
-            self._mqtt = self._stack.enter_context(MqttPublisher(options.mqtt, monitors))
+            self._mqtt = self._stack.enter_context(MqttPublisher(options.mqtt, monitors, self._watch))
+        if options.events is not None or options.on_event:
+            recorder = self._stack.enter_context(EventRecorder(options.events, options.on_event))
+            self._watch.listeners.append(recorder)
+            self._recorder = recorder
         if options.serve is None:
             return
         from rws.edge.web import PageServer
@@ -114,7 +121,8 @@ class Outputs:
                 self._stack.enter_context(self._behind[key])
         # Before any of them is closed, so that those that hang share one timeout.
         self._stack.push(self._end)
-        shared = (sink for sink in (self._page, self._mqtt) if sink is not None)
+        watch = self._watch if self._watch.listeners else None
+        shared = (sink for sink in (self._page, self._mqtt, watch) if sink is not None)
         return [*(self._behind[key] for key in keys), *shared]
 
     def close(self, camera: CameraRun) -> None:
@@ -131,11 +139,12 @@ class Outputs:
         """Return the state and the counters of each output by its option's name."""
         page = {} if self._page is None else {"page": self._page.sink_status}
         mqtt = {} if self._mqtt is None else {"mqtt": self._mqtt.status()}
-        return {sink.name: sink.status() for sink in self._behind.values()} | page | mqtt
+        events = {} if self._recorder is None else {"events": self._recorder.status()}
+        return {sink.name: sink.status() for sink in self._behind.values()} | page | mqtt | events
 
     def __bool__(self) -> bool:
         """Whether there is any output."""
-        return bool(self._behind) or self._page is not None or self._mqtt is not None
+        return bool(self._behind) or self._page is not None or bool(self._watch.listeners)
 
     def _sources(self, key: Key) -> list[Source]:
         """Return the sources whose frames an output gets."""

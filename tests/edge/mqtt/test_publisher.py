@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from rws.edge.monitoring.events import EventWatch
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.mqtt import MqttPublisher, mqtt_options
 from rws.edge.sources.arrays import ArraySource
@@ -47,12 +48,17 @@ def show(publisher, monitors, name, corruption="clean", severity=0.0, index=0, a
     mix = {} if corruption == "clean" else {corruption: 0.8}
     result = replace(make_result(index, belief=belief, mix=mix), camera=name, captured_at=at)
     monitors[name].add(result)
-    publisher.write(make_frame(index), result)
+    frame = make_frame(index)
+    publisher.write(frame, result)
+    publisher.watch.write(frame, result)
 
 
 def publisher(broker, monitors, login="", scheme="mqtt", **options):
     url = f"{scheme}://{login}127.0.0.1:{broker.port}/house"
-    return MqttPublisher(mqtt_options(url, {}, **options), monitors)
+    watch = EventWatch(monitors)
+    made = MqttPublisher(mqtt_options(url, {}, **options), monitors, watch)
+    made.watch = watch
+    return made
 
 
 def state(messages, name):
