@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,18 @@ import pytest
 from rws.benchmarks.common.committed import RESULTS
 from rws.edge.bundle.bundle import Bundle
 from rws.edge.bundle.edit import write_bundle
+from rws.edge.monitoring.events import EventRecorder, EventWatch
 from rws.edge.monitoring.monitor import Monitor
+from rws.edge.mqtt.publisher import camera_state
 from rws.edge.runtime import Runtime
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
+from rws.edge.web.overview import overview
+from rws.oracle.belief import certain
 from rws.records import utc
 from rws.training.jobs.progress import job_log
 from support.command_line import invoke
-from support.fakes import write_images, write_video
+from support.fakes import CORRUPTIONS, LEVELS, make_frame, make_result, write_images, write_video
 from support.http import Events, get, stream
 from support.records import Reference, leaves, read_records
 from support.tiny import bundle_parts
@@ -54,6 +59,7 @@ def written(tmp_path_factory):
     given = ("--bundle", bundle.path)
     rws("run", pictures, *given, "--jsonl", out / "images.jsonl", "--csv", out / "images.csv")
     rws("run", clip, *given, "--jsonl", out / "clip.jsonl", "--corrupt", "fog:3")
+    rws("run", clip, clip, *given)
     rws("oracle", pictures, *given)
     rws("health", pictures, *given)
     rws("health", clip, *given, "--min-severity", 0, "--lasting", 0)
@@ -62,9 +68,19 @@ def written(tmp_path_factory):
     rws("bundle", "list")
     rws("drill", *given, "--only", "empty frame")
     rws("reproduce", "--status", "--out", out)
+    _event(out)
     job_log(out, "init", None)({"epoch": 1, "loss": 1.5, "validation_accuracy": 41.0})
     paths = [path for suffix in ("json", "jsonl", "csv") for path in sorted(out.glob(f"**/*.{suffix}"))]
     return [*((path.suffix, record) for path in paths for record in read_records(path)), *_page(bundle)]
+
+
+def _event(folder):
+    result = make_result(belief=certain(CORRUPTIONS, LEVELS, "fog", 4.0))
+    watch, frame = EventWatch({}), make_frame()
+    with EventRecorder(folder, "") as recorder:
+        watch.listeners.append(recorder)
+        for second in range(12):
+            watch.write(frame, replace(result, captured_at=float(second), captured_time=time.time()))
 
 
 def _page(bundle: Bundle):
@@ -78,7 +94,9 @@ def _page(bundle: Bundle):
         found.append(get(server, "/api/status")[2])
         with stream(server, "/events") as client:
             events = Events(client)
-            return [("", record) for record in (*map(json.loads, found), events.next(), events.next())]
+            records = [*map(json.loads, found), events.next(), events.next()]
+    records += [overview({"camera": monitor}, False), camera_state(monitor.status(), False, False)]
+    return [("", record) for record in records]
 
 
 @pytest.mark.parametrize("records", ["committed", "written"])

@@ -24,7 +24,7 @@ TOPIC = "bench"
 
 
 def measure_broker(load: Load, say: Callable[[str], None]) -> Record:
-    """Run all cameras for `load.seconds`, a quarter of which the broker is away; what became of each message.
+    """Run all cameras for `load.seconds`, a quarter of which the broker is away, and count its messages.
 
     RwsError if mosquitto is not installed.
     """

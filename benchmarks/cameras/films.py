@@ -1,4 +1,4 @@
-"""Cameras in different weather, served as MJPEG over HTTP by a process of its own; one of them may misbehave."""
+"""Cameras in different weather, served as MJPEG over HTTP by a separate process; one of them may misbehave."""
 
 import json
 import sys

@@ -156,7 +156,7 @@ def served(folder: Path, fps: float, fault: str) -> Iterator[list[str]]:
 
 
 def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
-    """Run `rws run` on the cameras in one of the ways; its processor time, memory and frames."""
+    """Run `rws run` on the cameras, in one or several processes; its processor time, memory and frames."""
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rws-cameras-")))
         urls = stack.enter_context(served(folder, load.fps, fault))

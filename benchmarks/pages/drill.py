@@ -89,12 +89,12 @@ _FAULTS = {
     "resize": "changes its size at every other image",
     "corrupt": "sends half images",
 }
-_WAYS = {"together": "eight cameras, one run", "separate": "eight runs at once", "one": "one camera"}
+_RUNS = {"together": "eight cameras, one run", "separate": "eight runs at once", "one": "one camera"}
 _UNHARMED = "the least rate of the others, per second"
 CAMERA_TABLES = {
     "ways": table(
         "several_cameras.ways",
-        label("", lambda row: _WAYS[row["way"]]),
+        label("", lambda row: _RUNS[row["way"]]),
         columns({"processors": "cpu", "of each round": lambda row: _each(row, "cpu")}),
         columns({"memory, MB": "memory_mb"}, ".0f"),
         columns({"age, p95, ms": "age_p95_ms", "of the worst camera": "age_p95_ms_worst"}, ".0f"),

@@ -251,7 +251,7 @@ def run(
         bool,
         typer.Option("--other-classes", help="With --watch, accept a bundle with other classes, or in another order."),
     ] = False,
-    max_fps: Annotated[float | None, optional(min=0.001, help="Process at most so many frames a second.")] = None,
+    max_fps: Annotated[float | None, optional(min=0.001, help="Process at most N frames per second.")] = None,
     limit: Annotated[
         int | None, optional(min=1, help="Stop after N frames, of each camera if there are several.")
     ] = None,

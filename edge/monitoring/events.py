@@ -1,4 +1,4 @@
-"""Events of a run: a camera sees badly, and well again. They are kept with images, and told to a program or address."""
+"""Events of a run: a camera sees badly, and well again. They are kept with images and sent to a program or address."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ class CameraEvent:
     camera: str
     event: str
     alert: Alert
-    at: float  # seconds since 1970, UTC, when the frame was captured that told it
+    at: float  # seconds since 1970, UTC, when the frame was captured that showed it
     before: tuple[Frame, Result] | None  # the last clear frame
     now: tuple[Frame, Result]
 
@@ -57,7 +57,7 @@ class CameraEvent:
 
     def to_dict(self) -> dict[str, object]:
         """Return what `camera-event/1` documents, in plain types."""
-        head = {"schema": "camera-event/1", "camera": self.camera, "event": self.event, "time": utc(self.at)}
+        head = {"schema": "camera-event/1", "camera": self.camera, "event": self.event, "captured_at": utc(self.at)}
         return {**head, **asdict(self.alert)}
 
 
@@ -118,7 +118,7 @@ class EventRecorder(Closing):
         self._closing = False
         self._counts: Counter[str] = Counter()
         self._error = ""
-        self._told: dict[str, float] = {}
+        self._sent_at: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="rws events", daemon=True)
 
     def __call__(self, event: CameraEvent) -> None:
@@ -132,7 +132,7 @@ class EventRecorder(Closing):
             self._changed.notify_all()
 
     def status(self) -> SinkStatus:
-        """Return whether the last event was kept and told, and the counters of all."""
+        """Return whether the last event was kept and sent, and the counters of all."""
         with self._changed:
             counts = {key: self._counts[key] for key in ("accepted", "written", "dropped", "failed", "writing")}
             state = "failing" if self._error else "up"
@@ -163,7 +163,7 @@ class EventRecorder(Closing):
                 self._keep(event)
                 self._say(event)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
-                reason = shown(f"the event cannot be kept or told ({_explained(error)})")
+                reason = shown(f"the event cannot be kept or sent ({_explained(error)})")
             with self._changed:
                 self._counts["writing"] = 0
                 self._counts["failed" if reason else "written"] += 1
@@ -188,9 +188,9 @@ class EventRecorder(Closing):
 
     def _say(self, event: CameraEvent) -> None:
         now = time.monotonic()
-        if not self._tell or now < self._told.get(event.camera, -RESTS) + RESTS:
+        if not self._tell or now < self._sent_at.get(event.camera, -RESTS) + RESTS:
             return
-        self._told[event.camera] = now
+        self._sent_at[event.camera] = now
         record = {**event.to_dict(), "folder": None if self._folder is None else str(self._folder), "name": event.name}
         content = json.dumps(record, ensure_ascii=False).encode()
         if not self._command:

@@ -1,4 +1,4 @@
-"""What Home Assistant is told of each camera: its MQTT discovery messages, one for each entity.
+"""What Home Assistant learns of each camera: its MQTT discovery messages, one for each entity.
 
 https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery
 """

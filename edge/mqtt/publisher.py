@@ -35,7 +35,7 @@ KEEP_ALIVE, CONNECT_TIMEOUT, ANSWER_TIMEOUT = 30, 5.0, 20.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until the broker is tried again
 MOST_EVENTS, MOST_IN_FLIGHT = 100, 20  # messages
 IMAGE_WIDTH = 640
-LAST_WORDS = 2.0  # seconds in which the broker is told that the run ends
+LAST_WORDS = 2.0  # seconds in which the broker hears that the run ends
 SILENT = 10.0  # seconds without a result after which a camera is not online
 
 
@@ -261,7 +261,7 @@ def camera_state(status: RunStatus, paused: bool, degraded: bool) -> dict[str, o
     online = source.state == "running" and since is not None and since < SILENT
     return {
         "schema": "camera-state/1",
-        "time": utc(status.written_at),
+        "written_at": utc(status.written_at),
         "state": "paused" if paused else source.state,
         "online": "on" if online else "off",
         "degraded": "on" if degraded else "off",

@@ -58,7 +58,7 @@ class Source(Closing):
         return self.state != "running" and self.idle_for >= GONE_AFTER
 
     def take_back(self, dropped: bool) -> None:
-        """Count a frame that came as dropped, since a newer one took its place, or as `buffered`: nobody used it."""
+        """Count a delivered frame as dropped, since a newer one took its place, or as `buffered`: nobody used it."""
         self.delivered -= 1
         self.dropped += dropped
         self.buffered += not dropped

@@ -34,7 +34,7 @@ class RepeatedSource(Source):
         self._count()
 
     def take_back(self, dropped: bool) -> None:
-        """Count a frame that came as dropped or buffered; see `Source.take_back`."""
+        """Count a delivered frame as dropped or buffered; see `Source.take_back`."""
         self._source.take_back(dropped)
         self._count()
 

@@ -1,16 +1,24 @@
 """All cameras of a run at a glance, as the page of several cameras shows them."""
 
+import time
 from collections.abc import Mapping
 
 from rws.edge.common.provenance import installed_version
 from rws.edge.monitoring.monitor import Monitor
 from rws.edge.monitoring.run_status import RunStatus
+from rws.records import utc
 
 
 def overview(monitors: Mapping[str, Monitor], sign_out: bool) -> dict[str, object]:
     """Return what `overview/1` documents, in plain types."""
     cameras = [_camera(name, monitor, monitor.status()) for name, monitor in list(monitors.items())]
-    return {"schema": "overview/1", "version": installed_version(), "sign_out": sign_out, "cameras": cameras}
+    return {
+        "schema": "overview/1",
+        "written_at": utc(time.time()),
+        "version": installed_version(),
+        "sign_out": sign_out,
+        "cameras": cameras,
+    }
 
 
 def _camera(name: str, monitor: Monitor, status: RunStatus) -> dict[str, object]:

@@ -119,7 +119,7 @@ class PageServer(Closing):
         return replace(found, state="failed", error=self._failed) if self._failed else found
 
     def wants_comparison(self, camera: str = "") -> bool:
-        """Whether viewers need a camera's next frame compared with the clean model."""
+        """Return whether viewers need a camera's next frame compared with the clean model."""
         view = self._views.get(camera)
         return view is not None and view.wants_comparison
 

@@ -132,7 +132,7 @@ class Outputs:
                 self._behind.pop(key).end()
 
     def watched(self, camera: str) -> bool:
-        """Whether somebody looks at a camera's page and needs its next frame compared with the clean model."""
+        """Return whether somebody looks at a camera's page and needs its next frame compared with the clean model."""
         return self._page is not None and self._page.wants_comparison(camera)
 
     def status(self) -> dict[str, SinkStatus]:
@@ -143,7 +143,7 @@ class Outputs:
         return {sink.name: sink.status() for sink in self._behind.values()} | page | mqtt | events
 
     def __bool__(self) -> bool:
-        """Whether there is any output."""
+        """Return whether there is any output."""
         return bool(self._behind) or self._page is not None or bool(self._watch.listeners)
 
     def _sources(self, key: Key) -> list[Source]:

@@ -201,7 +201,7 @@ class RunSession:
                 progress.advance(self._bars[camera.name])
 
     def _is_over(self, camera: CameraRun) -> bool:
-        """Whether the run has all the frames that it was asked for, or nobody wants more."""
+        """Return whether the run has all the frames that it was asked for, or nobody wants more."""
         if not self._looped and camera.summary.results == self._options.limit:
             return True
         return self._printed.unread and not self._outputs and self._options.report is None

@@ -76,7 +76,7 @@ class CapturedSource(Source):
         self._count()
 
     def take_back(self, dropped: bool) -> None:
-        """Count a frame that came as dropped or buffered; see `Source.take_back`."""
+        """Count a delivered frame as dropped or buffered; see `Source.take_back`."""
         self._capture.counters.add("discarded", dropped)
         self.delivered -= 1
         self._count()

@@ -61,7 +61,7 @@ document.addEventListener("visibilitychange", () => {
 
 // ---- the images
 
-/** Load the image that is oldest, again and again. */
+/** Load the image that is oldest, repeatedly. */
 async function load() {
   for (;;) {
     const now = performance.now();

@@ -143,5 +143,14 @@ def options(command):
 
 def test_of_each_option_it_is_decided_whether_its_value_may_be_published():
     ours = {name for name in options(typer.main.get_command(app)) if name.startswith("-")}
-    hidden = {"--token", "--serve", "--key", "--passphrase", "--install-completion", "--show-completion"}
+    hidden = {
+        "--token",
+        "--serve",
+        "--key",
+        "--mqtt",
+        "--on-event",
+        "--passphrase",
+        "--install-completion",
+        "--show-completion",
+    }
     assert {name for name in ours if not KNOWN_SAFE.fullmatch(name)} == hidden

@@ -40,7 +40,7 @@ def watch(heard):
     return watch
 
 
-def test_a_problem_that_lasts_is_told_once_with_what_was_seen_before(watch, heard):
+def test_a_problem_that_lasts_is_announced_once_with_what_was_seen_before(watch, heard):
     play(watch, "clean", 0, value=200)
     play(watch, "fog", 15, 8)
     assert heard == []
@@ -73,7 +73,7 @@ def test_a_file_is_watched_on_its_time_line(heard):
     assert len(heard) == 1
 
 
-def told(watch, recorder, camera="door", start=0):
+def spread(watch, recorder, camera="door", start=0):
     watch.listeners.append(recorder)
     play(watch, "clean", start, camera=camera, value=200)
     play(watch, "fog", start + 15, camera=camera, value=90)
@@ -81,7 +81,7 @@ def told(watch, recorder, camera="door", start=0):
 
 def test_an_event_is_kept_with_its_images(watch, tmp_path):
     with EventRecorder(tmp_path / "events", "") as recorder:
-        told(watch, recorder)
+        spread(watch, recorder)
     names = sorted(path.name for path in (tmp_path / "events").iterdir())
     base = "20010909T014705000Z-door-degraded"
     assert names == [f"{base}.before.jpg", f"{base}.json", f"{base}.now.jpg"]
@@ -116,7 +116,7 @@ def test_a_program_reads_the_event(watch, tmp_path):
     text = "import os, sys, pathlib; pathlib.Path(sys.argv[1]).write_text(os.environ['RWS_CAMERA'] + sys.stdin.read())"
     command = f"{script(tmp_path, text)} '{tmp_path}/with a blank'"
     with EventRecorder(tmp_path / "events", command) as recorder:
-        told(watch, recorder)
+        spread(watch, recorder)
     heard = (tmp_path / "with a blank").read_text()
     assert heard.startswith('door{"schema": "camera-event/1"')
     record = json.loads(heard.removeprefix("door"))
@@ -125,15 +125,15 @@ def test_a_program_reads_the_event(watch, tmp_path):
     assert Reference.read().complaints(record) == []
 
 
-def test_a_camera_is_told_of_at_most_every_ten_seconds(watch, tmp_path):
-    text = f"open('{tmp_path}/told', 'a').write('x')"
+def test_a_camera_is_announced_of_at_most_every_ten_seconds(watch, tmp_path):
+    text = f"open('{tmp_path}/heard', 'a').write('x')"
     with EventRecorder(None, script(tmp_path, text)) as recorder:
         watch.listeners.append(recorder)
         for start in range(0, 160, 40):
             play(watch, "fog", start, 20)
             play(watch, "clean", start + 20, 20)
-        told(watch, lambda event: None, "yard")
-    assert (tmp_path / "told").read_text() == "xx"
+        spread(watch, lambda event: None, "yard")
+    assert (tmp_path / "heard").read_text() == "xx"
     assert recorder.status().written == 9
 
 
@@ -147,7 +147,7 @@ def test_a_camera_is_told_of_at_most_every_ten_seconds(watch, tmp_path):
 def test_a_program_that_fails_or_hangs_is_named_and_counted(watch, tmp_path, monkeypatch, caplog, text, reason):
     monkeypatch.setattr(events, "LONGEST", 0.5)
     with EventRecorder(None, script(tmp_path, text)) as recorder:
-        told(watch, recorder)
+        spread(watch, recorder)
         wait_until(lambda: recorder.status().failed == 1)
         status = recorder.status()
     assert status.state == "failing"
@@ -162,7 +162,7 @@ def test_a_program_that_is_not_there_or_cannot_be_read(watch, tmp_path):
     with pytest.raises(UsageError, match="no folder for events"):
         EventRecorder(tmp_path / "file" / "events", "")
     with EventRecorder(None, "/nowhere/tell") as recorder:
-        told(watch, recorder)
+        spread(watch, recorder)
         wait_until(lambda: recorder.status().failed == 1)
     assert "No such file" in recorder.status().error
 
@@ -185,7 +185,7 @@ def test_an_address_gets_the_event(watch, answer):
     try:
         url = f"http://127.0.0.1:{server.server_port}/hook?token=secret"
         with EventRecorder(None, url) as recorder:
-            told(watch, recorder)
+            spread(watch, recorder)
             wait_until(lambda: recorder.status().written + recorder.status().failed == 1)
         assert [event["event"] for event in server.heard] == ["degraded"]
         assert recorder.status().failed == (answer == 500)
