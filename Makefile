@@ -69,7 +69,7 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt edge/live/_kern
 	@touch $@ $(VENV)/.demo $(VENV)/.docs
 
 $(VENV)/.lowest: $(VENV)/bin/python pyproject.toml constraints-lowest.txt edge/live/_kernel.c
-	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve,sign]' pytest pytest-xdist hypothesis pyyaml ml_dtypes
+	$(BIN)/pip install --quiet -c constraints-lowest.txt -e '.[serve,sign,mqtt]' pytest pytest-xdist hypothesis pyyaml ml_dtypes
 	@touch $@
 
 $(VENV)/.lock: $(VENV)/bin/python
