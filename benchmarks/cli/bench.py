@@ -243,6 +243,7 @@ def several(
     save(report, "several-cameras/1", result, None, seed=0)
 
 
+@bench.command()
 def jobs(
     data: Annotated[str | None, typer.Option(help="Test images to replay in every place. Default: none.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Images of each of the 96 sets.")] = 100,

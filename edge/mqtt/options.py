@@ -48,7 +48,7 @@ class MqttOptions:
 def mqtt_options(
     url: str, environ: Mapping[str, str], *, ca: Path | None = None, discovery: str = DISCOVERY, images: float = 10.0
 ) -> MqttOptions:
-    """Return what `mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT][/TOPIC]` names; UsageError if it names nothing.
+    """Return what `mqtt://user:password@host:port/topic` (or `mqtts:`) names; UsageError if it names nothing.
 
     The password may also be in the environment, as RWS_MQTT_PASSWORD.
     """

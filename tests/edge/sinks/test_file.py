@@ -187,13 +187,13 @@ def test_csv_has_one_row_per_result(tmp_path):
 
 
 @pytest.mark.parametrize(("at", "cell"), [(None, ""), (0.0, "0.000000"), (1 / 3, "0.333333")])
-def test_the_time_of_the_source_is_the_last_column_and_key(tmp_path, at, cell):
-    result = replace(make_result(), media_time=at)
+def test_the_time_of_the_source_and_the_camera_are_the_last_columns(tmp_path, at, cell):
+    result = replace(make_result(), media_time=at, camera="door")
     with CsvSink(tmp_path / "out.csv") as rows, JsonlSink(tmp_path / "out.jsonl") as lines:
         rows.write(make_frame(), result)
         lines.write(make_frame(), result)
-    assert COLUMNS[-1] == "media_time_s"
-    assert (tmp_path / "out.csv").read_text().splitlines()[1].rpartition(",")[2] == cell
+    assert COLUMNS[-2:] == ("media_time_s", "camera")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].split(",")[-2:] == [cell, "door"]
     assert json.loads((tmp_path / "out.jsonl").read_text())["media_time_s"] == (None if at is None else round(at, 6))
 
 

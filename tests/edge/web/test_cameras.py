@@ -145,12 +145,18 @@ def test_the_page_in_a_browser_at_three_widths(tmp_path):
         assert await tab.text("#name") == "camera1 (camera <0>)"
         assert tab.complaints == []
 
-    async def inside():
-        with PageServer("127.0.0.1:0", monitors) as server:
+    async def play(server):
+        while True:
             for index, name in enumerate(monitors):
                 show(server, monitors, name, index, {"fog": 0.8} if index == 2 else None)
+            await asyncio.sleep(0.5)
+
+    async def inside():
+        with PageServer("127.0.0.1:0", monitors) as server:
+            playing = asyncio.create_task(play(server))
             monitors["camera8"].source.state = "reconnecting"
             async with browser.tab(tmp_path / "profile") as tab:
                 await look(server, tab)
+            playing.cancel()
 
     asyncio.run(inside())

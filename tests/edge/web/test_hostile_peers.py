@@ -237,7 +237,7 @@ from rws.edge.monitoring.monitor import Monitor
 from rws.edge.sources.arrays import ArraySource
 from rws.edge.web import PageServer
 monitor = Monitor(ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="a"), bundle="b", strategy="live")
-with PageServer("127.0.0.1:0", {"": monitor}, token="{TOKEN}") as server:
+with PageServer("127.0.0.1:0", {{"": monitor}}, token="{TOKEN}") as server:
     print(server.port, flush=True)
     input()
     print(free_descriptors(), flush=True)

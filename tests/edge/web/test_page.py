@@ -53,6 +53,7 @@ def run(source, tmp_path):
         async def inside():
             with ExitStack() as stack:
                 server = stack.enter_context(PageServer("127.0.0.1:0", {"": monitor}, **options))
+                server.monitor = monitor  # for the tests
 
                 def show(result, value=120):
                     monitor.add(result)

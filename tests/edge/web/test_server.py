@@ -196,7 +196,7 @@ def test_a_clip_that_cannot_be_encoded_is_one_line(monitor, monkeypatch, server)
 )  # fmt: skip
 def test_images_fit_a_page(shape, expected):
     image = np.full((*shape, 3), (200, 100, 0), np.uint8)
-    decoded = decode(rws.edge.web.jpeg.encode(draw(image, make_result(), rws.edge.web.jpeg.MAX_WIDTH)))
+    decoded = decode(rws.edge.web.jpeg.to_jpeg(draw(image, make_result(), rws.edge.web.jpeg.MAX_WIDTH)))
     assert decoded.shape[:2] == expected
     np.testing.assert_allclose(decoded.mean(axis=(0, 1)), (0, 100, 200), atol=4)
 
@@ -279,8 +279,8 @@ def test_a_stream_of_images(server):
 
 def test_images_are_encoded_for_viewers_only_and_not_too_often(server, monkeypatch):
     made = []
-    encode = rws.edge.web.jpeg.encode
-    monkeypatch.setattr(rws.edge.web.jpeg, "encode", lambda image: made.append(time.monotonic()) or encode(image))
+    encode = rws.edge.web.jpeg.to_jpeg
+    monkeypatch.setattr(rws.edge.web.jpeg, "to_jpeg", lambda image: made.append(time.monotonic()) or encode(image))
     stop = threading.Event()
 
     def write():
@@ -459,14 +459,14 @@ def test_without_its_packages_the_extra_is_named():
 
 
 def test_an_image_that_cannot_be_encoded_costs_that_image_only(monkeypatch, monitor, caplog):
-    working = rws.edge.web.jpeg.encode
+    working = rws.edge.web.jpeg.to_jpeg
 
     def encode(image):
         if image[0, 0, 0] == 66:
             raise MemoryError("no memory for an image")
         return working(image)
 
-    monkeypatch.setattr(rws.edge.web.jpeg, "encode", encode)
+    monkeypatch.setattr(rws.edge.web.jpeg, "to_jpeg", encode)
     with PageServer("127.0.0.1:0", {"": monitor}, max_fps=1000) as server:
         server.write(make_frame(0, value=66), make_result(0))
         assert get(server, "/frame.jpg")[0] == 503
