@@ -138,7 +138,7 @@ def run(
         optional(
             metavar="URL",
             envvar="RWS_MQTT",
-            help="Publish the state of the cameras to this broker, such as mqtt://user@host:1883/topic (mqtts: by TLS), "
+            help="Publish the state of the cameras to this broker, such as mqtt://me@host:1883/topic (mqtts: by TLS), "
             "and announce them to Home Assistant; the password is RWS_MQTT_PASSWORD; needs the extra `mqtt`.",
         ),
     ] = None,
