@@ -98,7 +98,7 @@ class Cameras:
         if camera := self._cameras.pop(name, None):
             camera.feed.stop()
             camera.runtime.reset()
-            self._leaving.append(camera.feed)
+            self._leaving = [feed for feed in self._leaving if not feed.ended] + [camera.feed]
 
     def pause(self, name: str, paused: bool) -> None:
         """Let a camera rest, or go on; unknown names are left alone."""

@@ -66,7 +66,7 @@ class MqttPublisher(Closing):
         self._sent: dict[int, tuple[_Message, float]] = {}  # by number: not acknowledged yet, and when it was sent
         self._said: dict[str, tuple[object, float]] = {}  # of each camera: what matters of its last state, and when
         self._pictured: dict[str, float] = {}
-        self._known = set[str]()
+        self._known, self._announced = set[str](), set[str]()  # cameras: ever, and since the last connection
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="rws mqtt", daemon=True)
@@ -103,7 +103,7 @@ class MqttPublisher(Closing):
                 self._connect(client)
                 pause = FIRST_PAUSE
                 self._serve(client)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, the thread goes on
                 self._lost(error)
             finally:
                 client.disconnect()
@@ -142,7 +142,7 @@ class MqttPublisher(Closing):
                 log.warning("%s works again", self.options.name)
             self._error = ""
         self._said.clear()
-        self._known.clear()
+        self._announced.clear()
         self._offer(_Message(availability_topic(self.options), b"online"))
 
     def _serve(self, client: paho.Client) -> None:
@@ -212,7 +212,8 @@ class MqttPublisher(Closing):
         monitors = {name or ONLY: monitor for name, monitor in list(self._monitors.items())}
         for name, monitor in monitors.items():
             status, now = monitor.status(), time.monotonic()
-            if name not in self._known:
+            if name not in self._announced:
+                self._announced.add(name)
                 self._known.add(name)
                 for topic, entity in discovery_topics(self.options, name):
                     self._offer(_json(topic, announcement(self.options, name, entity, status.bundle)))
@@ -236,6 +237,7 @@ class MqttPublisher(Closing):
 
     def _forget(self, name: str) -> None:
         self._known.discard(name)
+        self._announced.discard(name)
         topics = [topic for topic, _ in discovery_topics(self.options, name)]
         for topic in (*topics, topic_of(self.options, name, "state"), topic_of(self.options, name, "image")):
             self._offer(_Message(topic, b""))

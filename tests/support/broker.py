@@ -27,7 +27,7 @@ class Broker:
 
     def __init__(self, folder, *settings):
         self.folder, self.port = folder, free_port()
-        lines = [f"listener {self.port} 127.0.0.1", "persistence false", *(settings or ("allow_anonymous true",))]
+        lines = [f"listener {self.port} 127.0.0.1", *(settings or ("allow_anonymous true",))]
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
         self.process = None
 

@@ -140,7 +140,8 @@ class Outputs:
         page = {} if self._page is None else {"page": self._page.sink_status}
         mqtt = {} if self._mqtt is None else {"mqtt": self._mqtt.status()}
         events = {} if self._recorder is None else {"events": self._recorder.status()}
-        return {sink.name: sink.status() for sink in self._behind.values()} | page | mqtt | events
+        # Asked by other threads, too, while cameras come and go.
+        return {sink.name: sink.status() for sink in list(self._behind.values())} | page | mqtt | events
 
     def __bool__(self) -> bool:
         """Return whether there is any output."""

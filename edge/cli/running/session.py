@@ -191,7 +191,7 @@ class RunSession:
     def _take(self, camera: CameraRun, event: Result | FrameError | Ended | None, progress: Progress) -> None:
         if isinstance(event, Ended):
             camera.end(event.error)
-            if camera.failed is not None:
+            if camera.failed is not None and self._looped:
                 self._console.print(str(camera.failed))
             return
         camera.add(event)
@@ -278,7 +278,9 @@ class RunSession:
         self._reread = False
         try:
             wanted = {camera.name: camera for camera in self._options.reread()}
-            replace(self._options, cameras=tuple(wanted.values())).check()
+            asked = replace(self._options, cameras=tuple(wanted.values()))
+            asked.check()
+            check_files(asked, [Path(source) for camera in asked.cameras for source in camera.source])
         except RwsError as error:
             self._console.print(f"the configuration is not used: {error}")
             return
@@ -292,18 +294,20 @@ class RunSession:
             self._outputs.close(camera)
             self._console.print(f"{camera.source.name}: taken out")
         for options in wanted.values():
-            try:
-                camera = CameraRun(options, self._options.loop)
-                camera.connect(self._pipeline, self._bundle, self._warning)
-                self._cameras[camera.name], self._monitors[camera.name] = camera, camera.monitor
-                camera.monitor.sinks = self._sinks
-                self._begin(camera)
-            except RwsError as error:
-                self._cameras.pop(options.name, None)
-                self._monitors.pop(options.name, None)
-                self._console.print(f"{options.name}: is not used: {error}")
-            else:
-                self._console.print(f"{camera.source.name}: taken in")
+            with ExitStack() as failed:
+                try:
+                    camera = failed.enter_context(CameraRun(options, self._options.loop))
+                    camera.connect(self._pipeline, self._bundle, self._warning)
+                    failed.callback(self._cameras.pop, camera.name)
+                    failed.callback(self._monitors.pop, camera.name)
+                    self._cameras[camera.name], self._monitors[camera.name] = camera, camera.monitor
+                    camera.monitor.sinks = self._sinks
+                    self._begin(camera)
+                except RwsError as error:
+                    self._console.print(f"{options.name}: is not used: {error}")
+                else:
+                    failed.pop_all()  # its feed closes it
+                    self._console.print(f"{camera.source.name}: taken in")
 
     def _write_report(self) -> RwsError | None:
         options, model, cameras = self._options, self._pipeline.model, self._all()

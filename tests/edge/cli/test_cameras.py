@@ -158,7 +158,8 @@ def test_a_signal_ends_all_cameras_and_a_hangup_reads_their_tables_again(rws, vi
         try:
             time.sleep(0.3)
             wait_until(lambda: len(running.cameras) == 2)
-            config.write_text(first.replace("camera.goes", "camera.comes").replace("night", "dusk"))
+            missing = f'[camera.missing]\nsource = "{videos}/missing.mp4"\n'
+            config.write_text(first.replace("camera.goes", "camera.comes").replace("night", "dusk") + missing)
             os.kill(os.getpid(), signal.SIGHUP)
             wait_until(lambda: {camera.name for camera in running.cameras} == {"stays", "comes"})
             config.write_text("[camera.bad]\nsource = 3.5\n")
@@ -191,6 +192,7 @@ def test_a_signal_ends_all_cameras_and_a_hangup_reads_their_tables_again(rws, vi
     assert result.exit_code == 0, result.output
     assert f"goes ({videos}/night.mp4): taken out" in result.output
     assert f"comes ({videos}/dusk.mp4): taken in" in result.output
+    assert "missing: is not used" in result.output
     assert "the configuration is not used" in result.output
     assert signal.getsignal(signal.SIGHUP) == before
     summary = json.loads((videos / "s.json").read_text())

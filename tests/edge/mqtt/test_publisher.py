@@ -150,6 +150,22 @@ def test_a_camera_that_goes_is_taken_out(broker, monitors):
         assert state(listener.messages, "door")["state"] == "running"
 
 
+def test_a_camera_that_goes_while_the_broker_is_away_is_taken_out_later(tmp_path, monitors):
+    kept = ("allow_anonymous true", "persistence true", f"persistence_location {tmp_path}/", "user root")
+    with Broker(tmp_path, *kept) as broker, publisher(broker, monitors, images=0) as mqtt:
+        wait_until(lambda: mqtt.status().written > 20)
+        broker.process.terminate()
+        broker.process.wait()
+        wait_until(lambda: mqtt.status().state == "failing")
+        del monitors["yard"]
+        broker.start()
+        wait_until(lambda: mqtt.status().state == "up" and mqtt.status().waiting + mqtt.status().writing == 0, 40)
+        with Listener(broker.port) as listener:
+            listener.wait_for(lambda found: "house/door/state" in found)
+            time.sleep(0.5)
+            assert [topic for topic, payload in listener.messages.items() if "yard" in topic and payload] == []
+
+
 def test_a_wrong_password_is_one_line(tmp_path, monitors, caplog):
     (tmp_path / "users").touch(mode=0o600)
     subprocess.run(["mosquitto_passwd", "-b", str(tmp_path / "users"), "me", "right"], check=True, capture_output=True)
