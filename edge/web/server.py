@@ -49,8 +49,8 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
 }
 KINDS = {"html": "html", "css": "css", "js": "javascript"}
-PAGE = ("page.html", "page.css", "page.js", "timeline.js")
-OVERVIEW = ("cameras.html", "page.css", "cameras.js", "timeline.js")
+PAGE = ("page.html", "page.css", "page.js", "connection.js", "timeline.js")
+OVERVIEW = ("cameras.html", "page.css", "cameras.js", "connection.js", "timeline.js")
 PREFIX = "/camera/{camera}"  # of the pages of several cameras
 OVERVIEW_PERIOD = 0.5  # seconds between two events about all cameras
 COUNTS = ("accepted", "written", "dropped", "failed", "failures", "waiting", "writing")

@@ -1,62 +1,19 @@
 // All cameras of a run: a tile for each with its newest image, its state and its patch. Texts are foreign: textContent only.
 
+import { Connection } from "./connection.js";
 import { name } from "./timeline.js";
 
-const QUIET_AFTER = 3; // seconds without an event, or a result, after which what is shown is old
-const RETRY = 1500; // milliseconds
+const QUIET_AFTER = 3; // seconds without a result after which what is shown is old
 const REFRESH = 500; // milliseconds from one image of a camera to the next, at least
 const LOADERS = 2; // images that are loaded at the same time: a browser has few connections
 
 const $ = (id) => document.getElementById(id);
 const tiles = new Map(); // name → tile
-let events = null;
-let heardAt = performance.now();
-let connected = false;
-let refused = false;
 let ended = false;
-
-// ---- the connection
-
-function connect() {
-  heardAt = performance.now();
-  events = new EventSource("events");
-  events.onmessage = (event) => {
-    heardAt = performance.now();
-    connected = true;
-    refused = false;
-    show(JSON.parse(event.data));
-  };
-  events.onerror = lose;
-}
-
-function disconnect() {
-  events?.close();
-  events = null;
-}
-
-async function lose() {
-  disconnect();
-  connected = false;
-  showState();
-  setTimeout(() => events === null && !document.hidden && connect(), RETRY);
-  const answer = await fetch("health", { signal: AbortSignal.timeout(RETRY) }).catch(() => null);
-  refused = answer?.status === 401;
-  showState();
-}
-
-setInterval(() => {
-  if (events !== null && performance.now() - heardAt > QUIET_AFTER * 1e3) lose();
-}, 500);
 
 $("sign-out").addEventListener("click", async () => {
   await fetch("signout", { method: "POST" }).catch(() => null);
   location.reload();
-});
-
-// A hidden page costs the device nothing.
-document.addEventListener("visibilitychange", () => {
-  disconnect();
-  if (!document.hidden) connect();
 });
 
 // ---- the images
@@ -66,7 +23,7 @@ async function load() {
   for (;;) {
     const now = performance.now();
     const [next] = [...tiles.values()].filter((tile) => !tile.loading).sort((a, b) => a.loadedAt - b.loadedAt);
-    if (!connected || document.hidden || !next || now - next.loadedAt < REFRESH) {
+    if (!connection.connected || document.hidden || !next || now - next.loadedAt < REFRESH) {
       await new Promise((resolve) => setTimeout(resolve, REFRESH / 5));
       continue;
     }
@@ -144,7 +101,7 @@ class Tile {
     this.text.textContent = `${camera.fps.toFixed(1)} /s, dropped ${camera.dropped}, rejected ${camera.rejected}`;
     this.button.textContent = camera.state === "paused" ? "go on" : "pause";
     this.button.ariaLabel = `${this.button.textContent}: ${this.name}`;
-    this.button.disabled = ended || !connected;
+    this.button.disabled = ended || !connection.connected;
   }
 }
 
@@ -184,16 +141,16 @@ function show(next) {
 function showState() {
   const bad = [...tiles.values()].filter(({ camera }) => condition(camera)[0] === "bad").map((tile) => tile.name);
   const text = ended ? "The run has ended. What you see is its last state."
-    : refused ? "The device asks for its token again: open the link that rws run printed."
-      : !connected && tiles.size ? "No connection to the device. What you see is old; trying again." : "";
+    : connection.refused ? "The device asks for its token again: open the link that rws run printed."
+      : !connection.connected && tiles.size ? "No connection to the device. What you see is old; trying again." : "";
   $("banner").hidden = text === "";
   if ($("banner").textContent !== text) $("banner").textContent = text;
   $("banner").dataset.level = ended ? "wait" : "bad";
-  const [level, pill] = ended ? ["wait", "ended"] : !connected ? ["wait", "connecting"]
+  const [level, pill] = ended ? ["wait", "ended"] : !connection.connected ? ["wait", "connecting"]
     : bad.length ? ["bad", `${bad.length} of ${tiles.size} without frames`] : ["ok", "all running"];
   $("state").dataset.level = level;
   $("state").textContent = pill;
-  document.body.dataset.stale = connected || !tiles.size ? "" : "all";
+  document.body.dataset.stale = connection.connected || !tiles.size ? "" : "all";
   document.title = bad.length ? `${bad.join(", ")}: no frames` : "rws";
 }
 
@@ -204,5 +161,5 @@ function speak(cameras) {
   if ($("spoken").textContent !== news) $("spoken").textContent = news;
 }
 
-if (!document.hidden) connect();
+const connection = new Connection(show, showState);
 for (let number = 0; number < LOADERS; number += 1) load();

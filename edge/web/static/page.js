@@ -1,10 +1,10 @@
 // The page of a running loop: server-sent events in, text and bars out. Labels are foreign text: textContent only.
 
+import { Connection } from "./connection.js";
 import { Timeline, name, swatch } from "./timeline.js";
 
-const QUIET_AFTER = 3; // seconds without a result, or without an event, after which what is shown is old
+const QUIET_AFTER = 3; // seconds without a result after which what is shown is old
 const PATIENCE = 5; // seconds until an image stream that shows nothing is requested again
-const RETRY = 1500; // milliseconds
 const SETTLE = 600; // milliseconds after a change by hand until the control follows the events again
 const ADDED = ["oracle", "policy", "patch"]; // what a plain classifier would not do
 
@@ -17,13 +17,9 @@ const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 const timeline = new Timeline($("timeline"), $("moment"), $("legend"));
 const recent = []; // the newest results, for means of their times
-let events = null;
 let report = null;
 let compared = null; // the newest result that the clean model has answered, too; only some frames are
 let stages = []; // of a frame, without the wait for it
-let heardAt = performance.now();
-let connected = false;
-let refused = false;
 let setting = 0; // changes by hand that events may not know yet
 let over = null; // how the run has ended: `source`, `stopped` or `run`
 let spokenAt = -Infinity;
@@ -31,48 +27,10 @@ let watchedAt = 0;
 
 // ---- the connection
 
-function connect() {
-  heardAt = performance.now();
-  events = new EventSource("events");
-  let first = true;
-  events.onmessage = (event) => {
-    if (first) {
-      timeline.clear();
-      watch();
-      first = false;
-    }
-    heardAt = performance.now();
-    connected = true;
-    refused = false;
-    show(JSON.parse(event.data));
-  };
-  events.onerror = lose;
-}
-
-function disconnect() {
-  events?.close();
-  events = null;
-}
-
-async function lose() {
-  disconnect();
-  connected = false;
-  showState();
-  setTimeout(() => events === null && !document.hidden && connect(), RETRY);
-  const answer = await fetch("health", { signal: AbortSignal.timeout(RETRY) }).catch(() => null);
-  refused = answer?.status === 401;
-  showState();
-}
-
 $("sign-out").addEventListener("click", async () => {
   await fetch("signout", { method: "POST" }).catch(() => null);
   location.reload();
 });
-
-setInterval(() => {
-  if (events !== null && performance.now() - heardAt > QUIET_AFTER * 1e3) lose();
-  showState();
-}, 500);
 
 async function setLimits() {
   setting += 1;
@@ -92,10 +50,17 @@ $("range").addEventListener("click", () => {
 
 // A hidden page costs the device nothing.
 document.addEventListener("visibilitychange", () => {
-  disconnect();
   if (document.hidden) $("image").removeAttribute("src");
-  else connect();
 });
+
+/** Take an event; with the first of a connection, the timeline and the images begin again. */
+function receive(event, first) {
+  if (first) {
+    timeline.clear();
+    watch();
+  }
+  show(event);
+}
 
 function watch() {
   watchedAt = performance.now();
@@ -112,7 +77,7 @@ function showImage() {
     if (held.width !== width || held.height !== height) Object.assign(held, { width, height });
     held.getContext("2d").drawImage(image, 0, 0);
     held.dataset.drawn = "yes";
-  } else if (connected && performance.now() - watchedAt > PATIENCE * 1e3) {
+  } else if (connection.connected && performance.now() - watchedAt > PATIENCE * 1e3) {
     watch();
   }
 }
@@ -269,8 +234,8 @@ function showState() {
   else delete $("stamp").dataset.at;
   const age = stale === "ended" ? "last" : "stale";
   $("stamp").textContent = $("stamp").dataset.at ? `${age} frame, ${$("stamp").dataset.at}` : "waiting for the first frame";
-  for (const id of ["leave-clean", "min-severity"]) $(id).disabled = !connected;
-  $("save").hidden = !connected || !report?.result;
+  for (const id of ["leave-clean", "min-severity"]) $(id).disabled = !connection.connected;
+  $("save").hidden = !connection.connected || !report?.result;
   $("stamp").hidden = !stale && !$("image").hidden;
   const label = report?.result?.label;
   const old = stale === "ended" ? "ended" : "old";
@@ -278,12 +243,12 @@ function showState() {
 }
 
 function condition() {
-  if (over && !refused) return ["wait", "ended", `${ENDS[over]}. This is its last frame and its last state.`, "ended"];
-  if (!connected) {
-    const text = refused
+  if (over && !connection.refused) return ["wait", "ended", `${ENDS[over]}. This is its last frame and its last state.`, "ended"];
+  if (!connection.connected) {
+    const text = connection.refused
       ? "The device asks for its token again: open the link that rws run printed."
       : "No connection to the device: it is out of reach, or the run has ended. What you see is old; trying again.";
-    return report || refused ? ["bad", "no connection", text, "all"] : ["wait", "connecting", "", ""];
+    return report || connection.refused ? ["bad", "no connection", text, "all"] : ["wait", "connecting", "", ""];
   }
   const { source, result, since_result_s: since } = report;
   const why = source.error ? ` (${source.error})` : "";
@@ -345,4 +310,4 @@ function duration(seconds) {
   return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
-if (!document.hidden) connect();
+const connection = new Connection(receive, showState);

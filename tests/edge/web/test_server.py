@@ -52,7 +52,8 @@ def number(jpeg):
     [
         ("/", "text/html", b'<script type="module" src="page.js">'),
         ("/page.css", "text/css", b"prefers-color-scheme"),
-        ("/page.js", "text/javascript", b"EventSource"),
+        ("/page.js", "text/javascript", b"new Connection"),
+        ("/connection.js", "text/javascript", b"EventSource"),
         ("/timeline.js", "text/javascript", b"export class Timeline"),
     ],
 )
