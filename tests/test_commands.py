@@ -167,7 +167,7 @@ CASES: dict[str, Case] = {
     "bench several": Case(
         lambda x: ("--bundle", x.folder / "nothing"),
         3,
-        "no bundle",
+        "no such folder",
         reason="it takes minutes; its parts run in tests/benchmarks/cameras/test_measure.py",
     ),
     "bench policies": Case(measured("--limit", 2, "--validation-limit", 2)),
