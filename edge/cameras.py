@@ -32,6 +32,7 @@ class Camera:
     period: float = 0.0  # seconds from one of its frames to the next, at least
     paused: bool = False
     served_at: float = float("-inf")
+    reset_at: float = float("-inf")  # when it was paused or lost
     seen_at: float = float("-inf")  # when the loop last said something of it
 
     @property
@@ -110,7 +111,7 @@ class Cameras:
         self._stopped = True
         for camera in list(self._cameras.values()):
             camera.source.stop()
-        self._arrived.set()
+        # The event is not set: a signal handler may have interrupted its wait, which holds its lock.
 
     def results(self) -> Generator[Event, None, None]:
         """Process frames until all cameras have ended; yields what happens to each camera, as `Runtime.results` does.
@@ -189,7 +190,8 @@ class Cameras:
                 yield camera, Ended(camera.feed.error)
             elif now - camera.seen_at >= TICK:
                 camera.seen_at = now
-                if camera.paused or camera.source.gone:
+                if (camera.paused or camera.source.gone) and camera.served_at > camera.reset_at:
+                    camera.reset_at = now
                     camera.runtime.reset()
                 yield camera, None
 

@@ -162,7 +162,7 @@ class EventRecorder(Closing):
             try:
                 self._keep(event)
                 self._say(event)
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
+            except Exception as error:  # whatever it is, the next event is kept
                 reason = shown(f"the event cannot be kept or sent ({_explained(error)})")
             with self._changed:
                 self._counts["writing"] = 0

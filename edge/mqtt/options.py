@@ -56,7 +56,11 @@ def mqtt_options(
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"{shown_address(url)}: is no address of a broker ({error})") from error
+        raise UsageError(
+            f"{shown_address(url)}: is no address of a broker; percent-encode what its user and password contain"
+        ) from error
+    if "@" in parts.path:
+        raise UsageError("the address of the broker: percent-encode what its user and password contain")
     topic = parts.path.strip("/") or TOPIC
     if parts.scheme not in PORTS or not parts.hostname or {"?", "#"} & set(url):
         expected = "mqtt://HOST, or mqtts:// for TLS, with a user, port and topic: mqtt://user@host:1883/rws"

@@ -98,15 +98,16 @@ class MqttPublisher(Closing):
     def _run(self) -> None:
         pause = FIRST_PAUSE
         while not self._stop.is_set():
-            client = self._client()
             try:
-                self._connect(client)
-                pause = FIRST_PAUSE
-                self._serve(client)
+                client = self._client()
+                try:
+                    self._connect(client)
+                    pause = FIRST_PAUSE
+                    self._serve(client)
+                finally:
+                    client.disconnect()
             except Exception as error:  # whatever it is, the thread goes on
                 self._lost(error)
-            finally:
-                client.disconnect()
             if self._stop.is_set():
                 return
             end = time.monotonic() + pause * (1 + random.random()) / 2

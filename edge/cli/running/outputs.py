@@ -171,8 +171,8 @@ class Outputs:
     def _when_full(self, key: Key) -> WhenFull:
         sources = self._sources(key)
         # Whether a stream has an end is known only when it is open.
-        if any(source.live for source in sources):
-            return "drop"
+        if any(camera.source.live for camera in self._cameras.values()):
+            return "drop"  # waiting would hold up the live ones, too
         if any(source.stopped for source in sources) and self._stopped_at is None:
             self._stopped_at = time.monotonic()
         return "wait" if self._stopped_at is None or time.monotonic() - self._stopped_at < STOPPING else "drop"
