@@ -26,6 +26,7 @@ from rws.edge.sources.feed import Feed
 from rws.errors import RwsError
 
 WARM_UP = 4.0  # seconds from the first results until processor time is counted
+START_TIMEOUT = 120.0  # seconds
 LOOK = 0.5  # seconds between two looks at memory
 BATCH_REPEATS = 15
 
@@ -165,10 +166,12 @@ def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
         for number, group in enumerate(groups):
             tables = [f'[camera.c{place}]\nsource = "{url}"\n' for place, url in enumerate(group)]
             (out / f"{number}.toml").write_text("".join(tables))
-            options = ["--config", str(out / f"{number}.toml"), "--json", str(out / f"{number}.json")]
+            files = ["--json", str(out / f"{number}.json"), "--jsonl", str(out / f"{number}.jsonl")]
+            options = ["--config", str(out / f"{number}.toml"), *files]
             command = ["run", *options, "--bundle", load.bundle, "--threads", "1"]
             program = python_command("from rws.cli import main; main()", *command)
             runs.append(stack.enter_context(started(program, out / f"{number}.log")))
+        _wait_for_results([out / f"{number}.jsonl" for number in range(len(groups))], runs)
         costs = _watch(runs, load.seconds)
         for run in runs:
             run.terminate()
@@ -177,7 +180,7 @@ def _run(load: Load, folder: Path, way: str, fault: str = "none") -> Record:
                 raise RwsError(f"rws run failed: {(out / f'{number}.log').read_text()[-500:]}")
         reports = [json.loads((out / f"{number}.json").read_text()) for number in range(len(groups))]
     cameras = [_of_camera(one) for report in reports for one in report["cameras"]]
-    seconds = WARM_UP + load.seconds
+    seconds = max(one["frames"] + one["dropped"] for one in cameras) / load.fps
     changes = sum(report["weight_changes"] for report in reports)
     return {**costs, "weight_changes_per_s": round(changes / seconds, 2), "cameras": cameras}
 
@@ -195,6 +198,15 @@ def started(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _wait_for_results(files: Sequence[Path], runs: Sequence[psutil.Popen]) -> None:
+    """Wait until each run has results: what a start costs is not measured."""
+    end = time.monotonic() + START_TIMEOUT
+    while not all(path.is_file() and path.stat().st_size for path in files):
+        if time.monotonic() > end or any(run.poll() is not None for run in runs):
+            raise RwsError("rws run gives no results")
+        time.sleep(0.1)
 
 
 def _watch(runs: Sequence[psutil.Popen], seconds: float) -> Record:

@@ -346,10 +346,20 @@ def _cameras_now(context: typer.Context, path: Path) -> tuple["CameraOptions", .
 
 def _cameras(context: typer.Context, source: list[str], config: "Config | None") -> tuple["CameraOptions", ...]:
     """Return the cameras of a command line: the one that all others begin from, or those of its file."""
+    from rws.edge.cli.config import MOST_CAMERAS
     from rws.edge.cli.running.options import camera_options, named_cameras
     from rws.edge.sources.open import is_stream
 
     if config is not None and config.cameras:
+        if any(table.get(key) == str(terminal.STDOUT) for table in config.cameras.values() for key in ("jsonl", "csv")):
+            raise UsageError("stdout is for all cameras: write jsonl or csv = '-' above the tables of the cameras")
         return tuple(camera_options(name, {**context.params, **table}) for name, table in config.cameras.items())
     one = camera_options("", {**context.params, "source": source})
-    return named_cameras(one) if len(source) > 1 and any(map(is_stream, source)) else (one,)
+    streams = [spec for spec in source if is_stream(spec)]
+    if len(source) == 1 or not streams:
+        return (one,)
+    if len(streams) < len(source):
+        raise UsageError("images and cameras or videos are mixed; name each camera in a file, see --config")
+    if len(source) > MOST_CAMERAS:
+        raise UsageError(f"{len(source)} cameras or videos are given, {MOST_CAMERAS} are allowed; start several runs")
+    return named_cameras(one)

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rws.edge.common.child import child_environment
 from rws.edge.common.closing import Closing
@@ -30,7 +31,7 @@ from rws.text import printable, shown, shown_address
 log = logging.getLogger(__name__)
 
 ONLY = "camera"  # name of the only camera of a run
-MOST_WAITING = 100  # events
+MOST_WAITING, MOST_BYTES = 100, 64 * 2**20  # events that wait, and their images; one may always wait
 MOST_KEPT = 1000  # events in a folder; older ones are removed
 LONGEST = 30.0  # seconds that a program or an address may take
 RESTS = 10.0  # seconds from one telling of a camera to the next, at least
@@ -48,6 +49,11 @@ class CameraEvent:
     at: float  # seconds since 1970, UTC, when the frame was captured that showed it
     before: tuple[Frame, Result] | None  # the last clear frame
     now: tuple[Frame, Result]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its images."""
+        return sum(seen[0].image.nbytes for seen in (self.before, self.now) if seen is not None)
 
     @property
     def name(self) -> str:
@@ -70,15 +76,19 @@ class EventWatch:
     def __init__(self, monitors: Mapping[str, Monitor]) -> None:
         self._monitors = monitors
         self.listeners: list[Callable[[CameraEvent], None]] = []
+        self._watched: dict[str, Monitor | None] = {}
         self._healths: dict[str, Health] = {}
         self._clear: dict[str, tuple[Frame, Result]] = {}
 
     def write(self, frame: Frame, result: Result) -> None:
         """Take a frame of a camera; its image must not change afterwards."""
         name, monitor, at = result.camera or ONLY, self._monitors.get(result.camera), result.captured_at
+        if name not in self._watched or self._watched[name] is not monitor:  # another camera of this name
+            self._watched[name], self._healths[name] = monitor, Health()
+            self._clear.pop(name, None)
         if monitor is not None and not monitor.source.live and result.media_time is not None:
             at = result.media_time
-        alert = self._healths.setdefault(name, Health()).add(result.belief, at)
+        alert = self._healths[name].add(result.belief, at)
         if alert is not None:
             kind = "degraded" if alert.ended is None else "recovered"
             event = CameraEvent(name, kind, alert, result.captured_time, self._clear.get(name), (frame, result))
@@ -107,7 +117,7 @@ class EventRecorder(Closing):
 
     def __init__(self, folder: Path | None, tell: str) -> None:
         self._folder, self._tell = folder, tell
-        self._command = [] if tell.startswith(("http://", "https://")) else _words(tell)
+        self._command = [] if _is_address(tell) else _words(tell)
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -125,10 +135,12 @@ class EventRecorder(Closing):
         """Take an event; the oldest one that waits is dropped if there are too many."""
         with self._changed:
             self._counts["accepted"] += 1
-            if len(self._waiting) >= MOST_WAITING:
+            self._waiting.append(event)
+            while len(self._waiting) > 1 and (
+                len(self._waiting) > MOST_WAITING or sum(one.nbytes for one in self._waiting) > MOST_BYTES
+            ):
                 self._waiting.popleft()
                 self._counts["dropped"] += 1
-            self._waiting.append(event)
             self._changed.notify_all()
 
     def status(self) -> SinkStatus:
@@ -208,6 +220,19 @@ class EventRecorder(Closing):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def _is_address(tell: str) -> bool:
+    if not tell.startswith(("http://", "https://")):
+        return False
+    try:
+        parts = urlsplit(tell)
+        fits = parts.hostname is not None and parts.username is None and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UsageError("--on-event: an address needs a host, and has no user in it; put a secret into its query")
+    return True
 
 
 def _words(tell: str) -> list[str]:

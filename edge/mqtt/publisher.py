@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from paho.mqtt import client as paho
@@ -68,7 +69,7 @@ class MqttPublisher(Closing):
         self._pictured: dict[str, float] = {}
         self._known, self._announced = set[str](), set[str]()  # cameras: ever, and since the last connection
         self._stop = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="rws mqtt", daemon=True)
 
     def write(self, frame: Frame, result: Result) -> None:
@@ -100,12 +101,9 @@ class MqttPublisher(Closing):
         while not self._stop.is_set():
             try:
                 client = self._client()
-                try:
-                    self._connect(client)
-                    pause = FIRST_PAUSE
-                    self._serve(client)
-                finally:
-                    client.disconnect()
+                self._connect(client)
+                pause = FIRST_PAUSE
+                self._serve(client)
             except Exception as error:  # whatever it is, the thread goes on
                 self._lost(error)
             if self._stop.is_set():
@@ -113,7 +111,8 @@ class MqttPublisher(Closing):
             end = time.monotonic() + pause * (1 + random.random()) / 2
             pause = min(2 * pause, LONGEST_PAUSE)
             while time.monotonic() < end and not self._stop.wait(min(LOOK, max(0.0, end - time.monotonic()))):
-                self._look()
+                with suppress(Exception):  # it is said when it is tried again
+                    self._look()
 
     def _client(self) -> paho.Client:
         client = paho.Client(CallbackAPIVersion.VERSION2)
@@ -157,11 +156,17 @@ class MqttPublisher(Closing):
             self._turn(client)
             if any(time.monotonic() > at + ANSWER_TIMEOUT for _, at in self._sent.values()):
                 raise TimeoutError("the broker does not acknowledge messages")
-        self._offer(_Message(availability_topic(self.options), b"offline"))
+        # Before what else waits. Without its acknowledgement there is no goodbye: then the broker says it for us.
+        with self._lock:
+            self._counts["accepted"] += 1
+            last = self._publish(client, _Message(availability_topic(self.options), b"offline"))
         end = time.monotonic() + LAST_WORDS
         while (self._waiting or self._events or self._sent) and time.monotonic() < end:
-            self._send(client)
             self._turn(client)
+            if last not in self._sent:
+                self._send(client)
+        if last not in self._sent:
+            client.disconnect()
 
     def _turn(self, client: paho.Client) -> None:
         if (code := client.loop(0.1)) != paho.MQTT_ERR_SUCCESS:
@@ -176,8 +181,14 @@ class MqttPublisher(Closing):
                     message = self._waiting.pop(next(iter(self._waiting)))
                 else:
                     return
-                info = client.publish(message.topic, message.payload, qos=1, retain=message.retain)
-                self._sent[info.mid] = message, time.monotonic()
+                self._publish(client, message)
+
+    def _publish(self, client: paho.Client, message: _Message) -> int:
+        """Send a message and return its number; only this thread sends, and hears of acknowledgements."""
+        info = client.publish(message.topic, message.payload, qos=1, retain=message.retain)
+        with self._lock:
+            self._sent[info.mid] = message, time.monotonic()
+        return info.mid
 
     def _delivered(self, client: paho.Client, data: object, number: int, *_: object) -> None:
         with self._lock:
@@ -189,7 +200,7 @@ class MqttPublisher(Closing):
         with self._lock:
             first = reason != self._error
             self._error, self._failures = reason, self._failures + 1
-            for message, _ in self._sent.values():
+            for message, _ in reversed(self._sent.values()):
                 if not message.retain:
                     self._events.appendleft(message)
                 elif message.topic in self._waiting:

@@ -91,6 +91,7 @@ class Feed(Closing):
                 self._wait_until_taken()
         except Exception as error:
             self.error = error
+            self._wait_until_taken()
         finally:
             self._read_all = True
             self._arrived()

@@ -34,6 +34,9 @@ class Health:
         return record
 
 
+PAUSED = Health("ok", "paused by hand", None, "running")
+
+
 def health_of_all(statuses: Mapping[str, RunStatus], stale_after: float) -> Health:
     """Return the health of the only camera, or of several: `impaired` as long as one of them serves."""
     each = {name: health(status, stale_after) for name, status in statuses.items()}

@@ -26,7 +26,7 @@ from rws.edge.pipeline import Result
 from rws.edge.web import address as addresses
 from rws.edge.web.auth import TokenAuth, check_token
 from rws.edge.web.connections import Connections
-from rws.edge.web.health import health_of_all
+from rws.edge.web.health import PAUSED, health_of_all
 from rws.edge.web.overview import overview
 from rws.edge.web.view import BOUNDARY, LAST_WORDS, View, Views, as_event, json_response
 from rws.errors import first_line
@@ -254,7 +254,8 @@ class PageServer(Closing):
     async def _health(self, request: web.Request) -> web.Response:
         name = request.match_info.get("camera")
         found = {key: one for key, one in list(self._monitors.items()) if name in (None, key)}
-        health = health_of_all({key: monitor.status() for key, monitor in found.items()}, self.stale_after)
+        asked = {key: monitor.status() for key, monitor in found.items() if not monitor.paused}
+        health = PAUSED if found and not asked else health_of_all(asked, self.stale_after)
         return json_response({"schema": "health/1", **health.to_dict()}, status=200 if health.serves else 503)
 
     async def _stream(

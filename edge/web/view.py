@@ -88,6 +88,8 @@ class View:
         try:
             leave_clean = _FLAGS[query.get("leave_clean", str(int(limits.leave_clean)))]
             paused = _FLAGS[query.get("paused", str(int(self.monitor.paused)))]
+            if paused and not self.name:
+                return web.Response(status=400, text="the only camera of a run cannot be paused; stop the run\n")
             wanted = PatchLimits(leave_clean, float(query.get("min_severity", limits.min_severity)))
         except (KeyError, ValueError):
             return web.Response(status=400, text=BAD_LIMITS)

@@ -1,6 +1,8 @@
 """A camera of `rws run`: its source, runtime, monitor and summary."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from rws.edge.bundle.bundle import Bundle
@@ -27,6 +29,7 @@ class CameraRun(Closing):
 
     def __init__(self, options: CameraOptions, loop: bool) -> None:
         self.options, self.name = options, options.name
+        self._corrupt = None if options.corrupt is None else corrupter(options.corrupt)
         self.source = options.open(loop)
         asked = options.independent
         self.independent = not self.source.sequential if asked is None else asked
@@ -39,9 +42,7 @@ class CameraRun(Closing):
     def connect(self, pipeline: Pipeline, bundle: Bundle, warning: SizeWarning) -> Runtime:
         """Make its runtime of a pipeline that others share; the warning is given once for all of them."""
         options = self.options
-        self.changes: list[Callable[[Frame], Frame]] = [warning]
-        if options.corrupt is not None:
-            self.changes.append(corrupter(options.corrupt))
+        self.changes: list[Callable[[Frame], Frame]] = [warning, *([self._corrupt] if self._corrupt else [])]
         own = pipeline.sharing(bundle, self.independent)
         self.monitor.describe(own)
         self.runtime = Runtime(own, oracle_every=options.oracle_every, camera=self.name)
@@ -100,3 +101,45 @@ class CameraRun(Closing):
     def close(self) -> None:
         """Release the source."""
         self.source.close()
+
+
+class Opening:
+    """Opens cameras in a thread: `done`, then all `cameras`, or the `error` for which none is kept open.
+
+    `kept` are the names of those that go on.
+    """
+
+    def __init__(self, options: Sequence[CameraOptions], kept: Collection[str], loop: bool) -> None:
+        self.kept, self.cameras = kept, list[CameraRun]()
+        self.error: RwsError | None = None
+        self._lock, self._abandoned = threading.Lock(), False
+        # A daemon: a pipe waits for its writer, however long.
+        self._thread = threading.Thread(target=self._open, args=(options, loop), name="opens cameras", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """Close what is open, now or when it is."""
+        with self._lock:
+            self._abandoned = True
+            for camera in self.cameras:
+                camera.close()
+            self.cameras = []
+
+    def _open(self, options: Sequence[CameraOptions], loop: bool) -> None:
+        with ExitStack() as opened:
+            try:
+                cameras = [opened.enter_context(CameraRun(each, loop)) for each in options]
+            except RwsError as error:
+                self.error = error
+            except Exception as error:  # a bug is no reason to change anything
+                self.error = RwsError(f"{type(error).__name__}: {error}")
+            else:
+                with self._lock:
+                    if not self._abandoned:
+                        self.cameras = cameras
+                        opened.pop_all()  # the feeds close them

@@ -7,7 +7,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,13 +78,20 @@ class Outputs:
     Args:
         cameras: those of the run by name, as they are at any time.
         stop: ends the run: the reader of stdout has gone, or the window was closed.
+        stopped: whether the run is to end.
     """
 
     def __init__(
-        self, options: RunOptions, cameras: Mapping[str, CameraRun], stack: ExitStack, stop: Callable[[], None]
+        self,
+        options: RunOptions,
+        cameras: Mapping[str, CameraRun],
+        stack: ExitStack,
+        stop: Callable[[], None],
+        stopped: Callable[[], bool],
     ) -> None:
-        self._options, self._cameras, self._stack, self._stop = options, cameras, stack, stop
+        self._options, self._cameras, self._stack, self._stop, self._stopped = options, cameras, stack, stop, stopped
         self._behind: dict[Key, BackgroundSink] = {}
+        self._ended: list[BackgroundSink] = []  # of cameras that have gone; their counters stay
         self._page: PageServer | None = None
         self._mqtt: MqttPublisher | None = None
         self._watch = EventWatch({})
@@ -129,7 +135,8 @@ class Outputs:
         """Close the files of a camera that has gone, unless another one writes into them, too."""
         for key in camera.options.files.named():
             if key in self._behind and not self._sources(key):
-                self._behind.pop(key).end()
+                self._ended.append(self._behind.pop(key))
+                self._ended[-1].end()
 
     def watched(self, camera: str) -> bool:
         """Return whether somebody looks at a camera's page and needs its next frame compared with the clean model."""
@@ -141,7 +148,8 @@ class Outputs:
         mqtt = {} if self._mqtt is None else {"mqtt": self._mqtt.status()}
         events = {} if self._recorder is None else {"events": self._recorder.status()}
         # Asked by other threads, too, while cameras come and go.
-        return {sink.name: sink.status() for sink in list(self._behind.values())} | page | mqtt | events
+        sinks = [*self._ended, *list(self._behind.values())]
+        return {sink.name: sink.status() for sink in sinks} | page | mqtt | events
 
     def __bool__(self) -> bool:
         """Return whether there is any output."""
@@ -162,18 +170,23 @@ class Outputs:
 
         return BackgroundSink(
             sink,
-            name=f"{key[0]} {owner}".rstrip() if len(sources) == 1 else key[0],
+            name=self._unused(f"{key[0]} {owner}".rstrip() if len(sources) == 1 else key[0]),
             capacity=WAITING_FOR_A_FILE if isinstance(sink, FileSink) else WAITING,
-            when_full="drop" if isinstance(sink, WindowSink) else partial(self._when_full, key),
+            when_full="drop" if isinstance(sink, WindowSink) else self._when_full,
             on_failure=on_failure,
         )
 
-    def _when_full(self, key: Key) -> WhenFull:
-        sources = self._sources(key)
+    def _unused(self, name: str) -> str:
+        """Return a name that no other output has or had: `jsonl`, `jsonl 2`, …"""
+        taken = {sink.name for sink in [*self._ended, *self._behind.values()]}
+        names = (name, *(f"{name} {number}" for number in range(2, len(taken) + 3)))
+        return next(one for one in names if one not in taken)
+
+    def _when_full(self) -> WhenFull:
         # Whether a stream has an end is known only when it is open.
         if any(camera.source.live for camera in self._cameras.values()):
             return "drop"  # waiting would hold up the live ones, too
-        if any(source.stopped for source in sources) and self._stopped_at is None:
+        if self._stopped() and self._stopped_at is None:
             self._stopped_at = time.monotonic()
         return "wait" if self._stopped_at is None or time.monotonic() - self._stopped_at < STOPPING else "drop"
 

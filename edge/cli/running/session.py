@@ -24,7 +24,7 @@ from rws.edge.bundle.self_test import self_test
 from rws.edge.bundle.swap import check_same_classes
 from rws.edge.bundle.watcher import BundleWatcher
 from rws.edge.cameras import Cameras, Ended
-from rws.edge.cli.running.camera import CameraRun
+from rws.edge.cli.running.camera import CameraRun, Opening
 from rws.edge.cli.running.frames import SizeWarning
 from rws.edge.cli.running.options import RunOptions
 from rws.edge.cli.running.outputs import Outputs, check_files
@@ -56,7 +56,8 @@ class RunSession:
         self._status: StatusLine | None = None
         self._refused = 0
         self._loop = Cameras(self._between)
-        self._reread = False
+        self._reread = self._ending = False
+        self._opening: Opening | None = None
         self._bars: dict[str, TaskID] = {}
 
     def run(self) -> None:
@@ -120,7 +121,7 @@ class RunSession:
             self._monitors[camera.name] = camera.monitor
         if not self._images or terminal.is_verbose():
             self._console.print(f"model: {self._pipeline.model.description}")
-        self._outputs = Outputs(options, self._cameras, stack, self._end)
+        self._outputs = Outputs(options, self._cameras, stack, self._end, lambda: self._ending)
         self._outputs.serve(self._monitors, self._console)
         self._systemd = stack.enter_context(SystemdNotifier())
         for camera in cameras:
@@ -130,6 +131,7 @@ class RunSession:
             status = StatusLine(self._monitors, self._console, self._systemd.status, timings=options.timings)
             self._status = stack.enter_context(status)
         if options.reread is not None:
+            stack.callback(self._abandon_opening)
             stack.callback(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, self._read_again_soon))
         self._systemd.ready()
 
@@ -139,6 +141,7 @@ class RunSession:
             self._loop.add(camera.camera(self._loop.arrived))
 
     def _end(self) -> None:
+        self._ending = True
         for camera in list(self._cameras.values()):
             camera.source.stop()
         self._loop.stop()
@@ -272,42 +275,59 @@ class RunSession:
         self._reread = True
 
     def _read_again(self) -> None:
-        """Begin and end cameras as the configuration file says now; one whose table has not changed goes on."""
-        if not self._reread or self._options.reread is None:
+        """Begin and end cameras as the configuration file says now; one whose table has not changed goes on.
+
+        What is new is opened by a thread first: the loop does not wait, and if one cannot be opened, nothing changes.
+        """
+        if self._reread and self._options.reread is not None:
+            self._reread = False
+            try:
+                asked = replace(self._options, cameras=tuple(self._options.reread()))
+                asked.check()
+                check_files(asked, [Path(source) for camera in asked.cameras for source in camera.source])
+            except RwsError as error:
+                self._console.print(f"the configuration is not used: {error}")
+                return
+            kept = {camera.name: camera.options for camera in self._cameras.values()}
+            new = [camera for camera in asked.cameras if kept.get(camera.name) != camera]
+            names = {camera.name for camera in asked.cameras} - {camera.name for camera in new}
+            self._abandon_opening()
+            self._opening = Opening(new, names, self._options.loop)
+        if self._opening is None or not self._opening.done:
             return
-        self._reread = False
-        try:
-            wanted = {camera.name: camera for camera in self._options.reread()}
-            asked = replace(self._options, cameras=tuple(wanted.values()))
-            asked.check()
-            check_files(asked, [Path(source) for camera in asked.cameras for source in camera.source])
-        except RwsError as error:
-            self._console.print(f"the configuration is not used: {error}")
+        opening, self._opening = self._opening, None
+        if opening.error is not None:
+            self._console.print(f"the configuration is not used: {opening.error}")
             return
         for name, camera in list(self._cameras.items()):
-            if wanted.get(name) == camera.options:
-                del wanted[name]
-                continue
-            self._loop.remove(name)
-            self._over.append(self._cameras.pop(name))
-            del self._monitors[name]
+            if name not in opening.kept:
+                self._loop.remove(name)
+                self._over.append(self._cameras.pop(name))
+                del self._monitors[name]
+                self._outputs.close(camera)
+                self._console.print(f"{camera.source.name}: taken out")
+        for camera in opening.cameras:
+            self._take_in(camera)
+
+    def _abandon_opening(self) -> None:
+        if self._opening is not None:
+            self._opening.abandon()
+
+    def _take_in(self, camera: CameraRun) -> None:
+        camera.connect(self._pipeline, self._bundle, self._warning)
+        self._cameras[camera.name], self._monitors[camera.name] = camera, camera.monitor
+        camera.monitor.sinks = self._sinks
+        try:
+            self._begin(camera)
+        except RwsError as error:  # an output; which of them work is known only when they are opened
+            del self._cameras[camera.name], self._monitors[camera.name]
             self._outputs.close(camera)
-            self._console.print(f"{camera.source.name}: taken out")
-        for options in wanted.values():
-            with ExitStack() as failed:
-                try:
-                    camera = failed.enter_context(CameraRun(options, self._options.loop))
-                    camera.connect(self._pipeline, self._bundle, self._warning)
-                    failed.callback(self._cameras.pop, camera.name)
-                    failed.callback(self._monitors.pop, camera.name)
-                    self._cameras[camera.name], self._monitors[camera.name] = camera, camera.monitor
-                    camera.monitor.sinks = self._sinks
-                    self._begin(camera)
-                except RwsError as error:
-                    self._console.print(f"{options.name}: is not used: {error}")
-                else:
-                    failed.pop_all()  # its feed closes it
-                    self._console.print(f"{camera.source.name}: taken in")
+            camera.close()
+            camera.end(error)
+            self._over.append(camera)
+            self._console.print(f"{camera.source.name}: is not used: {error}")
+        else:
+            self._console.print(f"{camera.source.name}: taken in")
 
     def _write_report(self) -> RwsError | None:
         options, model, cameras = self._options, self._pipeline.model, self._all()

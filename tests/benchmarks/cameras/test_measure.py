@@ -17,7 +17,7 @@ def two_cameras(monkeypatch):
 
     monkeypatch.setattr(measure, "WEATHER", ("", "fog:3"))
     monkeypatch.setattr(measure, "film", short)
-    monkeypatch.setattr(measure, "WARM_UP", 8.0)
+    monkeypatch.setattr(measure, "WARM_UP", 1.5)
     monkeypatch.setattr(measure, "LOOK", 0.2)
     monkeypatch.setattr(measure, "BATCH_REPEATS", 2)
 

@@ -110,6 +110,48 @@ def test_what_cameras_cannot_share_is_refused(rws, videos, options, message):
     assert result.stderr.count("\n") == 1
 
 
+def test_images_and_videos_are_not_mixed_and_cameras_are_limited(rws, videos):
+    folder = write_images(videos / "images", 1)
+    mixed = rws("run", folder / "0.png", videos / "day.mp4")
+    assert (mixed.exit_code, mixed.stderr.count("\n")) == (2, 1)
+    assert "images and cameras or videos are mixed" in mixed.stderr
+    many = rws("run", *["pattern"] * 65)
+    assert many.exit_code == 2
+    assert "65 cameras or videos are given, 64 are allowed" in many.stderr
+
+
+def test_stdout_is_for_all_cameras(rws, videos):
+    config = write_config(videos, f'[camera.a]\nsource = "{videos}/day.mp4"\njsonl = "-"\n')
+    result = rws("run", "--config", config)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "stdout is for all cameras" in result.stderr
+
+
+def test_each_shared_file_has_its_counters(rws, videos):
+    config = write_config(
+        videos,
+        f"""
+        json = "{videos}/s.json"
+        [camera.a]
+        source = "{videos}/day.mp4"
+        jsonl = "{videos}/one.jsonl"
+        [camera.b]
+        source = "{videos}/dusk.mp4"
+        jsonl = "{videos}/one.jsonl"
+        [camera.c]
+        source = "{videos}/day.mp4"
+        jsonl = "{videos}/two.jsonl"
+        [camera.d]
+        source = "{videos}/dusk.mp4"
+        jsonl = "{videos}/two.jsonl"
+        """,
+    )
+    result = rws("run", "--config", config)
+    assert result.exit_code == 0, result.output
+    sinks = json.loads((videos / "s.json").read_text())["sinks"]
+    assert {name: sink["written"] for name, sink in sinks.items() if "jsonl" in name} == {"jsonl": 40, "jsonl 2": 40}
+
+
 def test_a_source_next_to_a_file_with_cameras_is_refused(rws, videos):
     config = write_config(videos, f'[camera.a]\nsource = "{videos}/day.mp4"\n')
     result = rws("run", videos / "night.mp4", "--config", config)
@@ -158,8 +200,12 @@ def test_a_signal_ends_all_cameras_and_a_hangup_reads_their_tables_again(rws, vi
         try:
             time.sleep(0.3)
             wait_until(lambda: len(running.cameras) == 2)
-            missing = f'[camera.missing]\nsource = "{videos}/missing.mp4"\n'
-            config.write_text(first.replace("camera.goes", "camera.comes").replace("night", "dusk") + missing)
+            second = first.replace("camera.goes", "camera.comes").replace("night", "dusk")
+            config.write_text(f'{second}[camera.missing]\nsource = "{videos}/missing.mp4"\n')
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.7)
+            assert {camera.name for camera in running.cameras} == {"stays", "goes"}
+            config.write_text(second)
             os.kill(os.getpid(), signal.SIGHUP)
             wait_until(lambda: {camera.name for camera in running.cameras} == {"stays", "comes"})
             config.write_text("[camera.bad]\nsource = 3.5\n")
@@ -192,7 +238,8 @@ def test_a_signal_ends_all_cameras_and_a_hangup_reads_their_tables_again(rws, vi
     assert result.exit_code == 0, result.output
     assert f"goes ({videos}/night.mp4): taken out" in result.output
     assert f"comes ({videos}/dusk.mp4): taken in" in result.output
-    assert "missing: is not used" in result.output
+    assert result.output.count("the configuration is not used") == 2
+    assert "missing.mp4: no such file" in result.output
     assert "the configuration is not used" in result.output
     assert signal.getsignal(signal.SIGHUP) == before
     summary = json.loads((videos / "s.json").read_text())

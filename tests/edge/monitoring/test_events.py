@@ -1,4 +1,5 @@
 import json
+import socket
 import sys
 import threading
 import time
@@ -71,6 +72,55 @@ def test_a_file_is_watched_on_its_time_line(heard):
     source.live = True
     play(watch, "fog", 15, 15, media=lambda second: second / 25)
     assert len(heard) == 1
+
+
+def test_another_camera_of_the_name_starts_again(heard):
+    source = ArraySource(np.zeros((1, 8, 8, 3), np.uint8), name="a")
+    monitors = {"door": Monitor(source)}
+    watch = EventWatch(monitors)
+    watch.listeners.append(heard.append)
+    play(watch, "clean", 0)
+    play(watch, "fog", 15)
+    assert watch.degraded("door")
+    monitors["door"] = Monitor(source)
+    play(watch, "snow", 0)
+    assert [(event.alert.problem, event.before is None) for event in heard] == [("fog", False), ("snow", True)]
+
+
+@pytest.mark.parametrize("address", ["http://me:hush@host/", "https://host:port/", "http:///x", "http://host:99999/"])
+def test_an_address_with_a_user_or_an_impossible_port_is_refused(address):
+    with pytest.raises(UsageError, match="--on-event: an address needs a host") as refused:
+        EventRecorder(None, address)
+    assert "hush" not in str(refused.value)
+
+
+def test_an_answer_that_is_no_http_is_named_and_the_next_event_is_kept(watch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            client, _ = server.accept()
+            client.recv(4096)
+            client.sendall(b"nonsense\r\n\r\n")
+            client.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with EventRecorder(tmp_path, f"http://127.0.0.1:{server.getsockname()[1]}/") as recorder:
+            spread(watch, recorder)
+            wait_until(lambda: recorder.status().failed == 1)
+            play(watch, "clean", 40)
+            wait_until(lambda: recorder.status().written == 1)
+
+
+def test_events_that_wait_are_bounded_by_their_images(watch, tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "MOST_BYTES", 10_000)  # an image has 3,072
+    recorder = EventRecorder(None, "")
+    watch.listeners.append(recorder)
+    for start in range(0, 400, 40):
+        play(watch, "fog", start, 20)
+        play(watch, "clean", start + 20, 20)
+    status = recorder.status()
+    assert status.accepted == 20
+    assert status.waiting == 20 - status.dropped <= 3
 
 
 def spread(watch, recorder, camera="door", start=0):

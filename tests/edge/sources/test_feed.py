@@ -97,6 +97,29 @@ def test_what_ends_a_source_is_kept_for_the_loop(error):
     assert source.closed
 
 
+def test_a_frame_that_is_held_when_its_source_fails_is_still_given(monkeypatch):
+    source = LiveSource()
+    feed = Feed(source, lambda: None)
+    with feed:
+        source.go.release()
+        wait_for(lambda: feed.waiting)
+        source.fail = SourceError("lost")
+        source.go.release()
+        wait_for(lambda: feed.error is not None)
+        assert not feed.ended
+        assert feed.take()[0].index == 0
+        wait_for(lambda: feed.ended)
+    assert source.received == counted(source) == 1
+    other = LiveSource()
+    with Feed(other, lambda: None) as feed:
+        other.go.release()
+        wait_for(lambda: feed.waiting)
+        other.fail = SourceError("lost")
+        other.go.release()
+        wait_for(lambda: feed.error is not None)
+    assert (other.delivered, other.received) == (0, counted(other))
+
+
 def test_a_source_that_hangs_is_abandoned(monkeypatch, caplog):
     class Hanging(LiveSource):
         def frames(self):

@@ -94,6 +94,26 @@ def test_limits_and_pause_are_those_of_one_camera(server, monitors):
     assert states == ["paused", "running", "running"]
 
 
+def test_a_camera_that_rests_is_not_silent(server, monitors, clock):
+    clock.now += 60
+    show(server, monitors, "yard")
+    for name in ("door", "road"):
+        monitors[name].paused = True
+    assert json.loads(get(server, "/health")[2])["status"] == "ok"
+    assert get(server, "/camera/door/health")[0] == 200
+    monitors["yard"].paused = True
+    clock.now += 60
+    assert json.loads(get(server, "/health")[2])["reason"] == "paused by hand"
+
+
+def test_the_only_camera_cannot_be_paused(clock):
+    monitor = watched("door", clock)
+    with PageServer("127.0.0.1:0", {"": monitor}) as server:
+        assert get(server, "/limits?paused=1", method="POST")[0] == 400
+        assert get(server, "/limits?paused=0&min_severity=1", method="POST")[0] == 200
+    assert not monitor.paused
+
+
 def test_metrics_name_the_camera(server, monitors):
     show(server, monitors, "yard", mix={"fog": 0.5})
     text = get(server, "/metrics")[2].decode()
