@@ -156,7 +156,7 @@ class MqttPublisher(Closing):
             self._turn(client)
             if any(time.monotonic() > at + ANSWER_TIMEOUT for _, at in self._sent.values()):
                 raise TimeoutError("the broker does not acknowledge messages")
-        # Before all that waits. If it is not acknowledged, the connection just ends: the broker publishes the last will.
+        # Before all that waits. If it is not acknowledged, the connection just ends, and the last will is published.
         with self._lock:
             self._counts["accepted"] += 1
             last = self._publish(client, _Message(availability_topic(self.options), b"offline"))
